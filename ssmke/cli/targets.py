@@ -1,0 +1,165 @@
+"""`ssmke targets`: build, verify and look at the teacher-target cache.
+
+`build` and `verify` take the flags of a training run (``--recipe NAME --targets.views 7 ...``), because the cache
+is what that run needs. Training builds what is missing by itself; `build` is for doing it beforehand, on as many
+processes as a launcher starts: ``torchrun --nproc-per-node 8 --no-python ssmke targets build --recipe ...``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ssmke.errors import ConfigError, DataError, TargetCacheError
+
+USAGE = """usage: ssmke targets build  [--recipe NAME] [--field value ...]   compute what is missing
+       ssmke targets verify [--recipe NAME] [--field value ...]   digests of all, some computed again
+       ssmke targets show FOLDER                                  what a cache is and whether it has paid off"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs ``ssmke targets ARGV``; gives the exit code (1: `verify` found problems)."""
+    command, rest = (argv[0], argv[1:]) if argv else ("", ())
+    if command == "build":
+        return build(rest)
+    if command == "verify":
+        return verify(rest)
+    if command == "show" and len(rest) == 1 and not rest[0].startswith("-"):
+        return show(Path(rest[0]))
+    print(USAGE)
+    return 0 if command in ("-h", "--help") or set(rest) & {"-h", "--help"} else 2
+
+
+def build(argv: Sequence[str]) -> int:
+    """Computes the targets that ``argv``'s recipe needs; with several ranks, each takes its share of shards."""
+    import torch
+    import torch.distributed as dist
+
+    from ssmke.objectives.gather import rank
+    from ssmke.recipes import parse_recipe
+    from ssmke.targets.build import build_targets
+    from ssmke.training.pretrain import identity_of, load_teacher, open_shards
+    from ssmke.training.ranks import Placement
+
+    recipe = parse_recipe(argv, "ssmke targets build")
+    placement = Placement.of(os.environ)
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", placement.local_rank) if cuda else torch.device("cpu")
+    if placement.nodes * placement.local_size > 1:
+        dist.init_process_group("gloo")
+    console = Console(quiet=rank() != 0)
+    say = console.print
+    shards = open_shards(recipe, say)
+    teacher = load_teacher(recipe, device, say)
+    if teacher is None:
+        raise ConfigError("--loss.distillation none needs no targets: choose mse, kl or contrastive")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("images of this rank", total=None)
+        report = build_targets(
+            shards,
+            teacher,
+            identity_of(recipe, teacher),
+            recipe.data.augmentation,
+            recipe.targets,
+            progress=lambda images: bar.advance(task, images),
+        )
+    say(
+        f"computed {report.images:,} images in {report.seconds:.1f} device-seconds, reused {report.reused:,}, "
+        f"{report.bad} could not be decoded"
+    )
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return 0
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Checks the cache of ``argv``'s recipe; 1 when anything is wrong."""
+    import torch
+
+    from ssmke.recipes import parse_recipe
+    from ssmke.targets.verify import verify_targets
+    from ssmke.training.pretrain import identity_of, load_teacher, open_shards
+
+    recipe = parse_recipe(argv, "ssmke targets verify")
+    console = Console()
+    shards = open_shards(recipe, console.print)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = load_teacher(recipe, device, console.print)
+    if teacher is None:
+        raise ConfigError("--loss.distillation none has no targets to verify")
+    report = verify_targets(
+        shards, teacher, identity_of(recipe, teacher), recipe.data.augmentation, recipe.targets
+    )
+    for problem in report.problems:
+        console.print(f"[red]{escape(problem)}")
+    console.print(
+        f"{report.shards} shards, {report.images:,} images: {len(report.problems)} problems; {report.recomputed} "
+        f"targets computed again, at most {report.largest_distance:.1e} of their length away"
+    )
+    return 1 if report.problems else 0
+
+
+def show(folder: Path) -> int:
+    """Prints what the cache in ``folder`` is, how whole it is, and when it has paid for itself."""
+    from ssmke.targets.cache import ShardTargets, load_identity
+
+    identity = load_identity(folder)
+    if identity is None:
+        raise TargetCacheError(
+            f"{folder} has no cache.json: give the folder of a cache, SHARDS/targets/<teacher>-<output>-v<views>"
+        )
+    records = [
+        ShardTargets(**json.loads(path.read_text(encoding="utf-8")))
+        for path in sorted(folder.glob("*.json"))
+        if path.name != "cache.json"
+    ]
+    images, seconds = sum(r.images for r in records), sum(r.seconds for r in records)
+    teacher, views = identity["teacher"], identity["views"]
+    size = sum(path.stat().st_size for path in folder.glob("*.npy"))
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title=str(folder), title_justify="left")
+    rows = {
+        "teacher": f"{teacher['name']} ({teacher['output']}, {teacher['dim']} wide)",
+        "weights": f"sha256 {teacher['digest'][:16]}...",
+        "views": f"{views} of {identity['image_size']} pixels "
+        + ("(canonical: short side, centre crop)" if views == 1 else f"({identity['augmentation']})"),
+        "images": f"{images:,} in {len(records)} shards, {sum(len(r.bad) for r in records)} not decodable",
+        "size": f"{decimal(size)} ({identity['dtype']})",
+        "cost": f"{seconds:,.1f} device-seconds"
+        + (f", {images * views / seconds:,.0f} targets/s" if seconds else ""),
+        "paid off": _break_even(folder, records, images, views),
+    }
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    Console().print(table)
+    return 0
+
+
+def _break_even(folder: Path, records: Sequence[object], images: int, views: int) -> str:
+    from ssmke.data.manifest import Manifest
+
+    try:
+        manifest = Manifest.load(folder.parent.parent)
+    except DataError:
+        return "unknown: the cache does not lie in its shard folder"
+    cached = {path.stem for path in folder.glob("*.json")}
+    pairs = sum(
+        info.captions
+        for split in manifest.splits.values()
+        for info in split.shards
+        if Path(info.file).stem in cached
+    )
+    if not images or not pairs:
+        return "nothing is cached yet"
+    return (
+        f"after {images * views / pairs:.2f} epochs: it took {images * views:,} teacher forwards, an epoch with "
+        f"the online teacher takes {pairs:,}"
+    )

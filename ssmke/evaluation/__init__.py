@@ -1,0 +1,1 @@
+"""Evaluation: embed a split once, score it, show it."""

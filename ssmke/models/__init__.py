@@ -1,0 +1,1 @@
+"""The student, the unimodal encoders it is cut from, its teachers, and the loading of their weights."""

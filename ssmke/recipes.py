@@ -1,0 +1,260 @@
+"""Recipes: a whole run as one typed value.
+
+Each part of a recipe is the configuration class of its owner; a recipe only composes them. It is read once, at
+the edge (`parse`), and passed down. Named recipes:
+
+- ``scenes-tiny``    rendered scenes with weights that ship in the package: the embedded default, for 2 CPU cores
+- ``flickr8k-small`` real photos, MobileNetV2 (frozen) and MiniLM: an hour of 2 CPU cores
+- ``ssmke-base``     the published recipe: half BEiTv2, half BERT, 117.2M parameters
+- ``ssmke-base-mse``, ``ssmke-base-kl``, ``ssmke-base-no-kd``, ``ssmke-base-no-bank``, ``shre-transformer``:
+  the thesis' ablations of it
+
+Any field can be set from the command line: ``--optim.lr 2e-4 --loss.bank cache``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import tyro
+
+from ssmke.cost.meter import CostConfig
+from ssmke.data.augmentation import AugmentationConfig
+from ssmke.data.stream import StreamConfig
+from ssmke.errors import ConfigError
+from ssmke.models.image_encoders import ImageEncoderConfig
+from ssmke.models.shared import SharedConfig
+from ssmke.models.student import StudentConfig
+from ssmke.models.teachers import TeacherConfig
+from ssmke.models.text_encoders import TextEncoderConfig
+from ssmke.objectives.pretraining import LossConfig
+from ssmke.targets.cache import TargetsConfig
+from ssmke.tracking import TrackingConfig
+from ssmke.training.checkpoint import CheckpointConfig
+from ssmke.training.optimizer import OptimConfig
+
+DEFAULT = "scenes-tiny"
+
+
+@dataclass
+class DataConfig:
+    """Image-text shards and how they are fed."""
+
+    shards: tuple[str, ...] = ()
+    """Shard folders (made by `ssmke data make|import`); several are concatenated."""
+    split: str = "train"
+    """Split that is trained on."""
+    eval_split: str = "val"
+    """Split that is evaluated at the end and after every `evaluate_every` epochs."""
+    make: Literal["nothing", "scenes"] = "nothing"
+    """What to render into the shard folder when it is missing."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """Workers and tolerance."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    """Crops and flips."""
+
+    def __post_init__(self) -> None:
+        if self.make == "scenes" and len(self.shards) != 1:
+            raise ConfigError("--data.make scenes needs exactly one folder in --data.shards")
+
+
+@dataclass
+class Recipe:
+    """Everything that decides a run, but the DeepSpeed JSON."""
+
+    name: str
+    """Name of the recipe; runs are kept below runs-dir/name."""
+    model: StudentConfig = field(default_factory=StudentConfig)
+    """The student."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The frozen image teacher (not loaded with --loss.distillation none)."""
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
+    """Cache or online teacher."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Contrast and distillation."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Shards, stream, augmentation."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Batch, epochs, AdamW, schedule."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When to save."""
+    cost: CostConfig = field(default_factory=CostConfig)
+    """Price of this machine."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """MLflow."""
+    seed: int = 0
+    """Order of the data and initial weights."""
+    runs_dir: str = "runs"
+    """Where run folders are made."""
+    run_dir: str | None = None
+    """This run's folder; by default a new one below runs-dir/name."""
+    resume: str = "none"
+    """`none`: a new run. `auto`: go on with the newest unfinished run of this very recipe, if any. Or a run folder."""
+    evaluate_every: int = 0
+    """Evaluate retrieval every so many epochs, besides at the end."""
+    log_every: int = 20
+    """Steps between progress lines (every step is recorded in metrics.jsonl)."""
+    stop_after: int | None = None
+    """Stop cleanly after so many steps of this attempt, as SIGTERM would: for queues with short limits."""
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1:
+            raise ConfigError(f"--log-every {self.log_every}: must be at least 1")
+        if self.evaluate_every < 0:
+            raise ConfigError(f"--evaluate-every {self.evaluate_every}: must be 0 or more")
+        if self.stop_after is not None and self.stop_after < 1:
+            raise ConfigError(f"--stop-after {self.stop_after}: must be at least 1")
+        if not self.data.shards:
+            raise ConfigError("--data.shards is empty: give the folder of shards (see `ssmke data --help`)")
+        distillation = self.loss.distillation
+        if distillation == "kl" and self.teacher.output != "logits":
+            raise ConfigError(
+                "--loss.distillation kl needs class scores: add --teacher.output logits and a supervised teacher"
+            )
+        if distillation in ("mse", "contrastive") and self.teacher.output != "features":
+            raise ConfigError(
+                f"--loss.distillation {distillation} needs features: add --teacher.output features, or use kl"
+            )
+        if self.loss.uses_bank and self.loss.bank == "cache" and self.targets.mode != "cache":
+            raise ConfigError(
+                "--loss.bank cache fills the bank from cached targets: add --targets.mode cache, or --loss.bank fifo"
+            )
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def _ssmke_base(name: str = "ssmke-base") -> Recipe:
+    return Recipe(name, data=DataConfig(shards=("data/pairs",)))
+
+
+def _ssmke_base_mse() -> Recipe:
+    return dataclasses.replace(
+        _ssmke_base("ssmke-base-mse"), loss=LossConfig(distillation="mse", bank="none")
+    )
+
+
+def _ssmke_base_kl() -> Recipe:
+    return dataclasses.replace(
+        _ssmke_base("ssmke-base-kl"),
+        loss=LossConfig(distillation="kl", bank="none"),
+        teacher=TeacherConfig(name="beitv2_base_patch16_224.in1k_ft_in1k", output="logits"),
+    )
+
+
+def _ssmke_base_no_kd() -> Recipe:
+    return dataclasses.replace(
+        _ssmke_base("ssmke-base-no-kd"), loss=LossConfig(distillation="none", bank="none")
+    )
+
+
+def _ssmke_base_no_bank() -> Recipe:
+    return dataclasses.replace(_ssmke_base("ssmke-base-no-bank"), loss=LossConfig(bank="none"))
+
+
+def _shre_transformer() -> Recipe:
+    return dataclasses.replace(
+        _ssmke_base("shre-transformer"),
+        model=StudentConfig(
+            image=ImageEncoderConfig(name="data2vec2_base"),
+            shared=SharedConfig(kind="mlp"),
+            modality_embedding=False,
+        ),
+        loss=LossConfig(distillation="kl", bank="none"),
+        teacher=TeacherConfig(name="resnet50.a1_in1k", output="logits"),
+    )
+
+
+def _flickr8k_small() -> Recipe:
+    return Recipe(
+        "flickr8k-small",
+        model=StudentConfig(
+            image=ImageEncoderConfig(
+                name="mobilenetv2_100",
+                depth=None,
+                weights="weights/mobilenetv2_100.pth",
+                frozen=True,
+                timm_kwargs={"pad_type": "same"},
+                mean=(0.5, 0.5, 0.5),
+                std=(0.5, 0.5, 0.5),
+            ),
+            text=TextEncoderConfig(name="sentence-transformers/all-MiniLM-L6-v2", depth=None),
+            shared=SharedConfig(dim=384, heads=6),
+        ),
+        teacher=TeacherConfig(
+            name="mobilenetv2_100",
+            weights="weights/mobilenetv2_100.pth",
+            timm_kwargs={"pad_type": "same"},
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+        ),
+        data=DataConfig(shards=("data/flickr8k",)),
+        optim=OptimConfig(batch_size=128, epochs=2, lr=5e-4, encoder_lr=5e-5),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "flickr8k-small": _flickr8k_small,
+    "ssmke-base": _ssmke_base,
+    "ssmke-base-mse": _ssmke_base_mse,
+    "ssmke-base-kl": _ssmke_base_kl,
+    "ssmke-base-no-kd": _ssmke_base_no_kd,
+    "ssmke-base-no-bank": _ssmke_base_no_bank,
+    "shre-transformer": _shre_transformer,
+}
+
+
+def named(name: str) -> Recipe:
+    """The recipe called ``name``; an unknown name is a `ConfigError` that lists the known ones."""
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ConfigError(f"--recipe {name!r} is unknown{hint}: choose one of {', '.join(sorted(RECIPES))}")
+    return RECIPES[name]()
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A command line of `launchers/pretrain.py`."""
+
+    recipe: Recipe
+    deepspeed_config: str
+
+
+def parse(argv: Sequence[str]) -> Invocation:
+    """Reads a launcher's arguments: ``--deepspeed_config FILE [--recipe NAME] [--field value ...]``.
+
+    ``--local_rank`` and ``--deepspeed``, which DeepSpeed's launcher may add, are accepted. Wrong values are
+    `ConfigError`; an unknown flag ends the program with tyro's message and exit code 2.
+    """
+    launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    launcher.add_argument("--deepspeed_config", "--deepspeed-config", default=None)
+    launcher.add_argument("--deepspeed", action="store_true")
+    launcher.add_argument("--local_rank", "--local-rank", type=int, default=-1)
+    known, rest = launcher.parse_known_args(list(argv))
+    recipe = parse_recipe(rest, "pretrain.py --deepspeed_config FILE")
+    if known.deepspeed_config is None:
+        raise ConfigError(
+            "--deepspeed_config is missing: give one of ds_configs/*.json, e.g. ds_configs/zero2.json"
+        )
+    return Invocation(recipe, known.deepspeed_config)
+
+
+def parse_recipe(argv: Sequence[str], prog: str) -> Recipe:
+    """Reads ``[--recipe NAME] [--field value ...]``; ``prog`` is what help and errors call the program."""
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--recipe", default=DEFAULT)
+    known, rest = chooser.parse_known_args(list(argv))
+    return tyro.cli(
+        Recipe,
+        default=named(known.recipe),
+        args=rest,
+        prog=f"{prog} --recipe {known.recipe}",
+        description=f"Recipes: {', '.join(sorted(RECIPES))}. Defaults shown are those of {known.recipe}.",
+    )

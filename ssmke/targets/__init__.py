@@ -1,0 +1,1 @@
+"""The teacher-target cache: what the frozen teacher says about every image, computed once."""

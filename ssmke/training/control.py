@@ -1,0 +1,71 @@
+"""Decisions that all ranks must take at the same step: stop after a signal, save a checkpoint.
+
+Every rank says what it wants after a step; the maximum over ranks is known one step later. The reduction runs
+on a gloo group (host memory, no device synchronisation) while the next step computes, so it costs nothing
+visible, and a SIGTERM to any rank stops all of them after the same step.
+"""
+
+from __future__ import annotations
+
+import signal
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ssmke.objectives.gather import world_size
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What all ranks do after this step."""
+
+    stop: bool
+    save: bool
+
+
+class Control:
+    """Listens for signals and agrees with the other ranks."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._pending: tuple[torch.Tensor, dist.Work | None] | None = None
+        self._previous: dict[int, object] = {}
+
+    def listen(self) -> None:
+        """From now on SIGTERM, SIGINT and SIGUSR1 ask for a stop after the step; a second SIGINT interrupts."""
+        for number in STOP_SIGNALS:
+            self._previous[number] = signal.signal(number, self._on_signal)
+
+    def close(self) -> None:
+        """Restores the former signal handlers."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+    def agree(self, *, save: bool) -> Decision:
+        """What all ranks decided one step ago; call once per step on every rank."""
+        if self._pending is not None:
+            wishes, work = self._pending
+            if work is not None:
+                work.wait()
+            decision = Decision(stop=bool(wishes[0]), save=bool(wishes[1]))
+        else:
+            decision = Decision(stop=False, save=False)
+        wishes = torch.tensor([int(self.signal is not None), int(save)])
+        work = (
+            dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self._group, async_op=True)
+            if self._group
+            else None
+        )
+        self._pending = (wishes, work)
+        return decision

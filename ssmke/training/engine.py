@@ -1,0 +1,114 @@
+"""The DeepSpeed engine around `SSMKEPretraining`: one call is one optimiser step on one local batch.
+
+Single pass without accumulation; with accumulation the two passes that keep all negatives (see
+`objectives.pretraining`). Nothing here synchronises with the device: losses come back as tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssmke.data.batch import Batch
+from ssmke.objectives.gather import rank
+from ssmke.objectives.pretraining import Losses, SSMKEPretraining, Stage
+from ssmke.training.ds_config import EngineConfig
+from ssmke.training.optimizer import OptimConfig, Schedule, build_optimizer, parameter_groups
+
+
+class Engine:
+    """Trains an `SSMKEPretraining` under DeepSpeed."""
+
+    def __init__(
+        self, module: SSMKEPretraining, config: EngineConfig, optim: OptimConfig, schedule: Schedule
+    ) -> None:
+        import deepspeed
+        from deepspeed.accelerator import get_accelerator
+
+        self.config = config
+        self.schedule = schedule
+        self.device = torch.device(get_accelerator().current_device_name())
+        groups = parameter_groups(module, optim)
+        optimizer = build_optimizer(
+            groups, optim, cuda=self.device.type == "cuda", offload=config.offloads_optimizer
+        )
+        self.deepspeed: Any
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=config.json, dist_init_required=False
+        )
+        self.module: SSMKEPretraining = self.deepspeed.module
+
+    def step(self, batch: Batch, step: int) -> tuple[Losses, float]:
+        """One optimiser step on this rank's part of the global batch; returns losses and learning rate."""
+        rate = self.schedule.apply(self.deepspeed.optimizer.param_groups, step)
+        losses = self._single_pass(batch) if self.config.accumulation == 1 else self._two_passes(batch)
+        self.module.remember(batch)
+        return losses, rate
+
+    def _single_pass(self, batch: Batch) -> Losses:
+        losses: Losses = self.deepspeed(batch)
+        self.deepspeed.backward(losses["loss"])
+        self.deepspeed.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _two_passes(self, batch: Batch) -> Losses:
+        micro_batches = batch.split(self.config.accumulation)
+        with torch.no_grad():
+            pieces = [self.deepspeed(micro, Stage.EMBED) for micro in micro_batches]
+            outputs = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+            losses, gradients = self.deepspeed(batch, Stage.GRADIENTS, outputs=outputs)
+        for number, micro in enumerate(micro_batches):
+            surrogate = self.deepspeed(
+                micro, Stage.SURROGATE, gradients=_share(gradients, number, len(micro_batches))
+            )
+            self.deepspeed.backward(surrogate, scale_wrt_gas=False)
+            self.deepspeed.step()
+        detached: Losses = losses
+        return detached
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[SSMKEPretraining]:
+        """The module with every parameter whole on every rank, for evaluation (collective under ZeRO-3)."""
+        self.module.eval()
+        try:
+            if self.config.zero_stage == 3:
+                import deepspeed
+
+                with deepspeed.zero.GatheredParameters(list(self.module.parameters())):
+                    yield self.module
+            else:
+                yield self.module
+        finally:
+            self.module.train()
+
+    def student_state(self) -> dict[str, Tensor] | None:
+        """fp32 weights and buffers of the student on rank 0, None elsewhere; collective."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        masters: dict[str, Tensor] = {}
+        for name, parameter in self.module.student.named_parameters():
+            master = safe_get_full_fp32_param(parameter)
+            if master is not None and rank() == 0:
+                masters[name] = master.detach().float().cpu().clone()
+        with self.whole_weights() as module:
+            if rank() != 0:
+                return None
+            state = {
+                name: value.detach().cpu().clone() for name, value in module.student.state_dict().items()
+            }
+        return {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in {**state, **masters}.items()
+        }
+
+
+def _share(gradients: dict[str, Tensor], number: int, parts: int) -> dict[str, Tensor]:
+    """The gradients of one micro-batch's outputs; the temperatures' are spread evenly."""
+    return {
+        name: value / parts if name.startswith("log_scale_") else value.chunk(parts)[number]
+        for name, value in gradients.items()
+    }

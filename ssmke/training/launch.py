@@ -1,0 +1,41 @@
+"""From a launcher's command line to a process group with a device for every rank."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+
+from ssmke.recipes import Invocation
+from ssmke.training.pretrain import pretrain
+from ssmke.training.ranks import Placement
+
+
+def launch(invocation: Invocation, environment: Mapping[str, str]) -> None:
+    """Joins the process group that the launcher's environment describes, trains, and leaves it.
+
+    Works under ``deepspeed``, ``torchrun`` and SLURM scripts that set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
+    MASTER_PORT, and as a plain single process. On CPU the cores are shared out among the node's ranks.
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    placement = Placement.of(environment)
+    if "RANK" not in environment:
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29501"
+        )
+    if torch.cuda.is_available():
+        get_accelerator().set_device(placement.local_rank)
+    else:
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // placement.local_size))
+    deepspeed.init_distributed()
+    try:
+        pretrain(invocation.recipe, invocation.deepspeed_config, placement)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,119 @@
+"""The training loop: batch -> targets -> step -> decisions.
+
+One optimiser step per batch of the stream. After each: what all ranks agreed on (stop, save), a report every
+``log_every`` steps, a checkpoint at the end of an epoch or when it is due, an evaluation when asked for.
+A stop, by signal or ``--stop-after``, finishes the step, saves, and returns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ssmke.cost.meter import CostMeter
+from ssmke.data.batch import Batch
+from ssmke.data.stream import BatchStream, StreamPlan
+from ssmke.models.teachers import Teacher
+from ssmke.training.checkpoint import CheckpointConfig
+from ssmke.training.control import Control
+from ssmke.training.engine import Engine
+from ssmke.training.progress import Progress
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """When to do what."""
+
+    checkpoint: CheckpointConfig
+    log_every: int
+    evaluate_every: int
+    stop_after: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended."""
+
+    step: int
+    """Steps done, over all attempts."""
+    stopped: str | None
+    """Why it stopped early, None when all steps are done."""
+    skipped: dict[str, int]
+    """Unusable samples of this rank and attempt, by reason."""
+    first_step_seconds: float | None
+    """From the loop's start to the end of its first step."""
+
+
+def train(
+    engine: Engine,
+    stream: BatchStream,
+    plan: StreamPlan,
+    config: LoopConfig,
+    *,
+    start: int,
+    teacher: Teacher | None,
+    meter: CostMeter,
+    progress: Progress,
+    control: Control,
+    save: Callable[[int], None],
+    evaluate: Callable[[int], None],
+) -> Outcome:
+    """Trains from step ``start`` to the end of ``plan`` or until told to stop."""
+    step, saved, stopped, first = start, start, None, None
+    begin = last_save = time.monotonic()
+    meter.progress(step, step * plan.batch_size)
+    skipped: Counter[str] = stream.bad.by_reason
+    batches = iter(stream)
+    while step < plan.steps:
+        waiting = time.perf_counter()
+        with meter.phase("data_wait"):
+            batch = next(batches)
+        waited = time.perf_counter() - waiting
+        with meter.phase("train"):
+            losses, rate = engine.step(with_targets(batch.to(engine.device), teacher), step)
+        step += 1
+        first = time.monotonic() - begin if first is None else first
+        meter.progress(step, step * plan.batch_size)
+        progress.add(step, batch, losses, rate, waited)
+        due = config.checkpoint.minutes > 0 and time.monotonic() - last_save > 60 * config.checkpoint.minutes
+        decision = control.agree(save=due)
+        epoch_ends = step % plan.steps_per_epoch == 0
+        limit = config.stop_after is not None and step - start >= config.stop_after
+        stopping = (decision.stop or limit) and step < plan.steps
+        if step % config.log_every == 0 or step == plan.steps or epoch_ends or stopping:
+            progress.report(step, dict(skipped))
+        if (decision.save or stopping or (epoch_ends and config.checkpoint.every_epoch)) and saved != step:
+            with meter.phase("checkpoint"):
+                save(step)
+            saved, last_save = step, time.monotonic()
+            progress.resume_clock()
+        if _evaluates(config.evaluate_every, step, plan):
+            with meter.phase("evaluation"):
+                evaluate(step)
+            progress.resume_clock()
+        if stopping:
+            stopped = (
+                f"--stop-after {config.stop_after}"
+                if limit
+                else (control.signal or "a signal to another rank")
+            )
+            break
+    return Outcome(step, stopped, dict(skipped), first)
+
+
+def _evaluates(every: int, step: int, plan: StreamPlan) -> bool:
+    """Whether an epoch that is to be followed by an evaluation ends at ``step``; the last one is not here."""
+    epoch, rest = divmod(step, plan.steps_per_epoch)
+    return every > 0 and rest == 0 and step < plan.steps and epoch % every == 0
+
+
+@torch.no_grad()
+def with_targets(batch: Batch, teacher: Teacher | None) -> Batch:
+    """The batch with the online teacher's targets for the very pixels that the student sees."""
+    if teacher is not None:
+        batch.targets = teacher(batch.images)
+    return batch

@@ -1,0 +1,373 @@
+"""A pretraining run, assembled: data -> targets -> student -> engine -> loop -> weights, scores, cost.
+
+Reads top to bottom as what happens. Each stage is another module's; here they are only put in order, with the
+phases that the cost ledger distinguishes and with the clean end that every way out needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssmke.cost.meter import CostMeter
+from ssmke.data.atomic import write_json
+from ssmke.data.dataset import ImageTextShards
+from ssmke.data.stream import BatchStream, PairBatches, StreamPlan
+from ssmke.errors import CheckpointError, ConfigError
+from ssmke.evaluation.embed import embed_split
+from ssmke.evaluation.retrieval import RetrievalMetrics, retrieval_metrics
+from ssmke.evaluation.sheet import retrieval_sheet
+from ssmke.models.student import SSMKE
+from ssmke.models.teachers import Teacher, build_teacher
+from ssmke.objectives.bank import TargetBank
+from ssmke.objectives.gather import rank, world_size
+from ssmke.objectives.pretraining import SSMKEPretraining
+from ssmke.recipes import Recipe
+from ssmke.targets.build import build_targets
+from ssmke.targets.cache import CacheIdentity, TargetCache
+from ssmke.tracking import Tracker
+from ssmke.training import checkpoint, ds_config
+from ssmke.training.control import Control
+from ssmke.training.engine import Engine
+from ssmke.training.loop import LoopConfig, Outcome, train
+from ssmke.training.optimizer import Schedule
+from ssmke.training.progress import Progress
+from ssmke.training.ranks import Placement, barrier, on_rank_zero
+from ssmke.training.results import closing_table
+from ssmke.training.run_folder import RunFolder, open_run, truncate_metrics
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Say = Callable[[str], None]
+
+
+def pretrain(recipe: Recipe, deepspeed_config: str, placement: Placement) -> None:
+    """Runs ``recipe`` on all ranks (the process group must exist); prints its story on rank 0.
+
+    Returns when the run is done or was stopped with a checkpoint; every foreseen failure is an `SSMKEError`
+    raised before anything that was earned is lost.
+    """
+    began = time.monotonic()
+    say: Say = (lambda line: print(line, flush=True)) if rank() == 0 else (lambda line: None)
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", placement.local_rank) if cuda else torch.device("cpu")
+    engine_config = ds_config.resolve(
+        ds_config.load(deepspeed_config),
+        deepspeed_config,
+        batch_size=recipe.optim.batch_size,
+        world_size=world_size(),
+        cuda=cuda,
+    )
+    run = open_run(recipe.resolved())
+    say(f"run {run.path}{' (resumed)' if run.resumed else ''}")
+    on_rank_zero(lambda: write_json(run.path / "deepspeed.json", engine_config.json))
+    meter = _meter(recipe, run, placement, cuda)
+    meter.start()
+    tracker = Tracker.start(
+        recipe.tracking,
+        run_dir=run.path,
+        run_name=f"{recipe.name}/{run.path.name}",
+        workspace=Path(recipe.runs_dir),
+        rank=rank(),
+        lineage=run.lineage,
+        environment=placement.environment,
+    )
+    control = Control()
+    reason, status = "failed", "FAILED"
+    try:
+        control.listen()
+        outcome = _run(recipe, engine_config, run, meter, tracker, control, say, device, began)
+        reason, status = ("finished", "FINISHED") if outcome.stopped is None else ("preempted", "KILLED")
+    except KeyboardInterrupt:
+        reason, status = "interrupted", "KILLED"
+        raise
+    finally:
+        control.close()
+        meter.close(reason)
+        tracker.finish(status)
+
+
+def _meter(recipe: Recipe, run: RunFolder, placement: Placement, cuda: bool) -> CostMeter:
+    uuids = (
+        [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(placement.local_size)]
+        if cuda
+        else []
+    )
+    return CostMeter(
+        run.path,
+        lineage=run.lineage,
+        attempt=run.attempt,
+        config=recipe.cost,
+        node_rank=placement.node_rank,
+        local_rank=placement.local_rank,
+        nodes=placement.nodes,
+        device_ids=uuids,
+        visible=placement.environment.get("CUDA_VISIBLE_DEVICES") if cuda else "",
+        facts={"recipe": recipe.name, "ranks": world_size()},
+    )
+
+
+def _run(
+    recipe: Recipe,
+    engine_config: ds_config.EngineConfig,
+    run: RunFolder,
+    meter: CostMeter,
+    tracker: Tracker,
+    control: Control,
+    say: Say,
+    device: torch.device,
+    began: float,
+) -> Outcome:
+    say(f"price: {meter.quote.label}")
+    tracker.params({"recipe": recipe.resolved(), "deepspeed": engine_config.json, "ranks": world_size()})
+    with meter.phase("setup"):
+        shards = open_shards(recipe, say)
+        teacher = load_teacher(recipe, device, say)
+    with meter.phase("target_cache"):
+        cache = prepare_targets(recipe, shards, teacher, say)
+    with meter.phase("setup"):
+        module = build_module(recipe, teacher, device, say)
+        plan = StreamPlan(
+            shards.pairs, recipe.optim.batch_size, recipe.optim.epochs, recipe.seed, rank(), world_size()
+        )
+        engine = Engine(module, engine_config, recipe.optim, Schedule(recipe.optim, plan.steps))
+        start = _resume(run, engine, say)
+        if start == 0:
+            fill_bank(recipe, module.bank, cache, shards, device)
+        batches = PairBatches(
+            shards,
+            plan,
+            module.student.tokenizer(),
+            recipe.model.text.max_tokens,
+            module.student.image_size,
+            recipe.data.augmentation,
+            cache,
+        )
+        stream = BatchStream(batches, recipe.data.stream, start, pin=device.type == "cuda")
+    meter.note(parameters=module.student.parameter_table()["total"], pairs_per_epoch=shards.pairs)
+    progress = Progress(run.metrics, plan, meter, tracker, say)
+    micro, accumulation = engine_config.micro_batch, engine_config.accumulation
+    say(
+        f"training {plan.steps} steps of {plan.batch_size} pairs ({world_size()} ranks x {micro} x {accumulation}), "
+        f"{plan.epochs} epochs of {shards.pairs:,} pairs, ZeRO-{engine_config.zero_stage} on {device.type}; "
+        f"ready after {time.monotonic() - began:.1f} s"
+    )
+
+    def save(step: int) -> None:
+        state = checkpoint.Progress(step, step * plan.batch_size, run.lineage)
+        path = checkpoint.save(
+            engine.deepspeed, module, run.checkpoints, state, recipe.checkpoint, engine_config.zero_stage
+        )
+        say(f"checkpoint {path}")
+
+    def score(step: int) -> None:
+        found = evaluate(engine, recipe)
+        if found is None:
+            return
+        tracker.metrics({f"retrieval/{name}": value for name, value in found.metrics.to_dict().items()}, step)
+        i2t, t2i = found.metrics.image_to_text.recall, found.metrics.text_to_image.recall
+        say(f"step {step}  {recipe.data.eval_split}  R@1 image->text {i2t[1]:.2f}  text->image {t2i[1]:.2f}")
+
+    outcome = train(
+        engine,
+        stream,
+        plan,
+        LoopConfig(recipe.checkpoint, recipe.log_every, recipe.evaluate_every, recipe.stop_after),
+        start=start,
+        teacher=teacher if recipe.targets.mode == "online" else None,
+        meter=meter,
+        progress=progress,
+        control=control,
+        save=save,
+        evaluate=score,
+    )
+    progress.close()
+    if outcome.stopped is not None:
+        say(f"stopped by {outcome.stopped} after step {outcome.step}; go on with --resume {run.path}")
+        return outcome
+    with meter.phase("evaluation"):
+        export(engine, run)
+        found = evaluate(engine, recipe)
+    if found is not None:
+        _conclude(recipe, run, plan, progress, outcome, meter, tracker, found)
+    barrier()
+    return outcome
+
+
+def open_shards(recipe: Recipe, say: Say) -> ImageTextShards:
+    """The training split; renders the scenes first where the recipe says so and they are missing (rank 0)."""
+    data = recipe.data
+    if data.make == "scenes" and not (Path(data.shards[0]) / "manifest.json").exists():
+        from ssmke.data.sources.scenes import ScenesConfig, write_scenes
+
+        say(f"rendering scenes into {data.shards[0]}")
+        on_rank_zero(lambda: write_scenes(data.shards[0], ScenesConfig(), workers=2))
+    shards = ImageTextShards.open(data.shards, data.split)
+    ImageTextShards.open(data.shards, data.eval_split)
+    say(f"data {', '.join(data.shards)}: {shards.images:,} images, {shards.pairs:,} pairs in {data.split}")
+    return shards
+
+
+def load_teacher(recipe: Recipe, device: torch.device, say: Say) -> Teacher | None:
+    """The frozen teacher on ``device``, None without distillation."""
+    if recipe.loss.distillation == "none":
+        return None
+    torch.manual_seed(recipe.seed)
+    teacher = build_teacher(recipe.teacher).to(device)
+    say(f"teacher {teacher.name} ({teacher.output}, {teacher.dim}): {teacher.load_report}")
+    return teacher
+
+
+def identity_of(recipe: Recipe, teacher: Teacher) -> CacheIdentity:
+    """The cache that ``recipe`` needs of ``teacher``."""
+    return CacheIdentity.of(
+        teacher.describe(), teacher.image_size, recipe.targets.views, recipe.data.augmentation
+    )
+
+
+def prepare_targets(
+    recipe: Recipe, shards: ImageTextShards, teacher: Teacher | None, say: Say
+) -> TargetCache | None:
+    """Opens the target cache, after computing what is missing; None without teacher or with an online one."""
+    if teacher is None or recipe.targets.mode == "online":
+        return None
+    identity = identity_of(recipe, teacher)
+    report = build_targets(shards, teacher, identity, recipe.data.augmentation, recipe.targets)
+    if report.images:
+        say(
+            f"targets: {report.images:,} images x {identity.views} views in {report.seconds:.1f} device-seconds "
+            f"({report.images * identity.views / report.seconds:,.0f}/s), {report.reused:,} reused, {report.bad} bad"
+        )
+    else:
+        say(f"targets: all {report.reused:,} images cached already")
+    return TargetCache.open(shards, identity, recipe.targets)
+
+
+def build_module(recipe: Recipe, teacher: Teacher | None, device: torch.device, say: Say) -> SSMKEPretraining:
+    """Student and objective, initialised alike on all ranks."""
+    torch.manual_seed(recipe.seed)
+    wanted = recipe.model.prediction_dim
+    if teacher is not None and wanted not in (None, teacher.dim):
+        raise ConfigError(f"--model.prediction-dim {wanted} is not the teacher's {teacher.dim}: leave it out")
+    model = dataclasses.replace(recipe.model, prediction_dim=teacher.dim if teacher is not None else wanted)
+    student = SSMKE(model)
+    if teacher is not None and recipe.targets.mode == "online" and teacher.image_size != student.image_size:
+        raise ConfigError(
+            f"the teacher sees {teacher.image_size} pixels, the student {student.image_size}: an online teacher "
+            "needs the same; set --teacher.image-size, or use --targets.mode cache"
+        )
+    say(f"image encoder {model.image.name}: {student.image_encoder.load_report}")
+    say(f"text encoder {model.text.name}: {student.text_encoder.load_report}")
+    counts = {name: f"{n / 1e6:.2f}M" for name, n in student.parameter_table().items()}
+    say("student " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    return SSMKEPretraining(student.to(device), recipe.loss, device)
+
+
+def fill_bank(
+    recipe: Recipe,
+    bank: TargetBank | None,
+    cache: TargetCache | None,
+    shards: ImageTextShards,
+    device: torch.device,
+) -> None:
+    """Fills the bank from the cache before step 0, with distinct images chosen by the seed."""
+    if bank is None or cache is None or recipe.loss.bank != "cache":
+        return
+    from ssmke.objectives.contrast import normalise
+
+    generator = torch.Generator().manual_seed(recipe.seed)
+    images = torch.randperm(shards.images, generator=generator)[: bank.size]
+    rows = torch.from_numpy(cache.rows(images.numpy()).astype("float32"))
+    known = rows.isfinite().all(dim=1)
+    bank.push(normalise(rows[known]).to(device), images[known].to(device))
+
+
+def _resume(run: RunFolder, engine: Engine, say: Say) -> int:
+    info = on_rank_zero(lambda: checkpoint.newest(run.checkpoints)) if run.resumed else None
+    if info is None:
+        on_rank_zero(lambda: truncate_metrics(run.metrics, 0))
+        return 0
+    done = checkpoint.load(engine.deepspeed, engine.module, info, engine.config.zero_stage)
+    if done.lineage != run.lineage:
+        raise CheckpointError(
+            f"{info.path} belongs to run {done.lineage}, not {run.lineage}: it was copied here"
+        )
+    on_rank_zero(lambda: truncate_metrics(run.metrics, done.step))
+    say(f"resumed after step {done.step} from {info.path}")
+    return done.step
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of the evaluation split, and a contact sheet of retrieved images."""
+
+    metrics: RetrievalMetrics
+    sheet: Image
+
+
+def evaluate(engine: Engine, recipe: Recipe) -> Evaluation | None:
+    """Embeds the evaluation split with all ranks (collective) and scores it on rank 0; None elsewhere."""
+    shards = ImageTextShards.open(recipe.data.shards, recipe.data.eval_split)
+    with engine.whole_weights() as module:
+        embeddings = embed_split(module.student, shards)
+    if rank() != 0:
+        return None
+    metrics = retrieval_metrics(embeddings.image, embeddings.text, embeddings.text_image)
+    return Evaluation(metrics, retrieval_sheet(shards, embeddings))
+
+
+def export(engine: Engine, run: RunFolder) -> None:
+    """Writes the final weights, fp32, as a model folder (collective)."""
+    state = engine.student_state()
+    if state is not None:
+        engine.module.student.save_pretrained(run.model, state)
+    barrier()
+
+
+def _conclude(
+    recipe: Recipe,
+    run: RunFolder,
+    plan: StreamPlan,
+    progress: Progress,
+    outcome: Outcome,
+    meter: CostMeter,
+    tracker: Tracker,
+    found: Evaluation,
+) -> None:
+    """Results into run folder, ledger, MLflow and on the screen (rank 0)."""
+    scores = found.metrics.to_dict()
+    meter.note(retrieval=scores, eval_split=recipe.data.eval_split)
+    totals = meter.totals()
+    results = {
+        "recipe": recipe.name,
+        "steps": outcome.step,
+        "pairs": outcome.step * plan.batch_size,
+        "pairs_per_second": progress.trained_pairs / progress.train_seconds
+        if progress.train_seconds
+        else 0.0,
+        "first_step_seconds": outcome.first_step_seconds,
+        "eval_split": recipe.data.eval_split,
+        "retrieval": scores,
+        "device_hours": totals.device_hours,
+        "usd": totals.usd,
+        "energy_kwh": totals.energy_kwh,
+        "price": totals.price,
+        "skipped": outcome.skipped,
+    }
+    tracker.metrics({f"retrieval/{name}": value for name, value in scores.items()}, outcome.step)
+    tracker.metrics({"cost/usd_total": totals.usd, "cost/device_hours": totals.device_hours}, outcome.step)
+    found.sheet.save(run.path / "retrieval.png")
+    tracker.artifact(run.path / "retrieval.png")
+    tracker.text("retrieval.json", json.dumps(scores, indent=2))
+    for name in ("recipe.json", "deepspeed.json", "metrics.jsonl"):
+        tracker.artifact(run.path / name)
+    write_json(run.path / "results.json", results)
+    closing_table(recipe, run, tracker, found.metrics, results)

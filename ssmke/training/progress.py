@@ -1,0 +1,171 @@
+"""What a run says: every step into metrics.jsonl, every so many steps one line, MLflow and the ledger.
+
+Losses stay on the device until they are reported: one reduction over ranks and one copy to the host for all
+steps since the last report, so that no step waits for the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ssmke.cost.meter import CostMeter
+from ssmke.data.batch import Batch
+from ssmke.data.stream import StreamPlan
+from ssmke.errors import SSMKEError
+from ssmke.objectives.gather import rank, world_size
+from ssmke.objectives.pretraining import Losses
+from ssmke.tracking import Tracker
+
+
+class NotFinite(SSMKEError):
+    """Losses became NaN or infinite."""
+
+
+@dataclass
+class Window:
+    """Steps since the last report."""
+
+    losses: list[Tensor] = field(default_factory=list)
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    begin: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+
+
+class Progress:
+    """Collects steps and reports them."""
+
+    def __init__(
+        self, metrics: Path, plan: StreamPlan, meter: CostMeter, tracker: Tracker, say: Callable[[str], None]
+    ) -> None:
+        self.plan = plan
+        self.pairs_per_second = 0.0
+        """Over the last window, all ranks."""
+        self.trained_pairs = 0
+        """Pairs of this attempt."""
+        self.train_seconds = 0.0
+        """Seconds of this attempt spent on them, data wait included."""
+        self._file = metrics.open("a", encoding="utf-8") if rank() == 0 else None
+        self._meter, self._tracker, self._say = meter, tracker, say
+        self._names: list[str] = []
+        self._window = Window()
+
+    def resume_clock(self) -> None:
+        """Time since the last step does not count as training (evaluation, checkpoint)."""
+        self._window.begin = time.perf_counter()
+
+    def add(self, step: int, batch: Batch, losses: Losses, rate: float, waited: float) -> None:
+        """One finished step, number ``step`` counted from 1."""
+        self._names = list(losses)
+        self._window.losses.append(torch.stack([value.float() for value in losses.values()]))
+        keys = hashlib.blake2b("\n".join(batch.keys).encode(), digest_size=8).hexdigest()
+        self._window.facts.append({"step": step, "lr": rate, "keys": keys})
+        self._window.waited += waited
+
+    def report(self, step: int, skipped: dict[str, int]) -> None:
+        """Writes the steps since the last report; collective. Raises `NotFinite` when a loss is not a number."""
+        window = self._window
+        if not window.losses:
+            return
+        rows = torch.stack(window.losses)  # [steps, losses]
+        if world_size() > 1:
+            dist.all_reduce(rows)
+            rows /= world_size()
+        values = rows.tolist()
+        seconds = time.perf_counter() - window.begin
+        pairs = len(values) * self.plan.batch_size
+        self.pairs_per_second = pairs / seconds
+        self.trained_pairs += pairs
+        self.train_seconds += seconds
+        self._window = Window()
+        if self._file is not None:
+            self._write(window, values)
+            self._print(step, values, seconds, window, skipped)
+        bad = [f["step"] for f, v in zip(window.facts, values, strict=True) if not _finite(v)]
+        if bad:
+            raise NotFinite(
+                f"the loss of step {bad[0]} is not a number: lower --optim.lr, or resume from the checkpoint "
+                "before it with --resume auto"
+            )
+
+    def _write(self, window: Window, values: list[list[float]]) -> None:
+        assert self._file is not None
+        for facts, row in zip(window.facts, values, strict=True):
+            line = {**facts, **dict(zip(self._names, row, strict=True))}
+            self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def _print(
+        self, step: int, values: list[list[float]], seconds: float, window: Window, skipped: dict[str, int]
+    ) -> None:
+        rate, waited = window.facts[-1]["lr"], window.waited
+        mean = {name: sum(row[i] for row in values) / len(values) for i, name in enumerate(self._names)}
+        left = (self.plan.steps - step) * seconds / len(values)
+        totals = self._meter.totals()
+        memory = _memory_gb()
+        parts = [
+            f"step {step}/{self.plan.steps}",
+            f"epoch {step / self.plan.steps_per_epoch:.2f}",
+            f"loss {mean['loss']:.3f} ({_short(mean)})",
+            f"lr {rate:.1e}",
+            f"{self.pairs_per_second:,.0f} pairs/s",
+            f"data {100 * waited / seconds:.0f}%",
+            f"{memory:.1f} GB",
+            f"ETA {_duration(left)}",
+            "$ unknown" if totals.usd is None else f"${totals.usd:.4f}",
+        ]
+        if skipped:
+            parts.append("skipped " + ", ".join(f"{n} {reason}" for reason, n in skipped.items()))
+        self._say("  ".join(parts))
+        self._tracker.metrics(
+            {
+                **{name.replace(".", "/"): value for name, value in mean.items()},
+                "lr": rate,
+                "pairs_per_second": self.pairs_per_second,
+                "data_wait_share": waited / seconds,
+                "device_memory_gb": memory,
+                "skipped": sum(skipped.values()),
+                "cost/usd_total": totals.usd,
+                "cost/device_hours": totals.device_hours,
+                "cost/energy_kwh": totals.energy_kwh,
+            },
+            step,
+        )
+
+    def close(self) -> None:
+        """Closes metrics.jsonl."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _short(mean: dict[str, float]) -> str:
+    names = {"contrast": "contrast", "distillation": "kd"}
+    return ", ".join(f"{short} {mean[name]:.3f}" for name, short in names.items() if name in mean)
+
+
+def _finite(values: list[float]) -> bool:
+    return all(math.isfinite(value) for value in values)
+
+
+def _memory_gb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 1e9
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

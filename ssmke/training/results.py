@@ -1,0 +1,47 @@
+"""What a finished run shows: the closing table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ssmke.evaluation.retrieval import RetrievalMetrics, retrieval_table
+from ssmke.recipes import Recipe
+from ssmke.tracking import Tracker
+from ssmke.training.run_folder import RunFolder
+
+
+def closing_table(
+    recipe: Recipe, run: RunFolder, tracker: Tracker, metrics: RetrievalMetrics, results: dict[str, Any]
+) -> None:
+    """Prints retrieval against chance, throughput, cost, where everything lies, and the next command."""
+    console = Console(width=None if Console().is_terminal else 120)
+    split = recipe.data.eval_split
+    console.print()
+    console.print(
+        retrieval_table(
+            metrics, f"{recipe.name}: {split}, {metrics.images:,} images, {metrics.captions:,} captions"
+        )
+    )
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    usd = results["usd"]
+    for name, value in (
+        (
+            "pairs/s",
+            f"{results['pairs_per_second']:,.0f} ({results['pairs']:,} pairs in {results['steps']:,} steps)",
+        ),
+        ("device-hours", f"{results['device_hours']:.4f}"),
+        ("dollars", f"unknown ({results['price']})" if usd is None else f"${usd:.4f} ({results['price']})"),
+        ("run", str(run.path)),
+        ("model", str(run.model)),
+        ("checkpoints", str(run.checkpoints)),
+        ("MLflow", f"mlflow ui --backend-store-uri {tracker.uri}" if tracker.enabled else "off"),
+        (
+            "next",
+            f"ssmke evaluate retrieval --model {run.model} --data {recipe.data.shards[0]} --split {split}",
+        ),
+    ):
+        table.add_row(name, value)
+    console.print(table, soft_wrap=True)

@@ -1,0 +1,91 @@
+"""Runs in simulated time: the real meter and ledger on a clock and probe that the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ssmke.cost.config import CostConfig
+from ssmke.cost.machine import Machine
+from ssmke.cost.meter import CostMeter
+from ssmke.cost.probe import Device, Sample
+from ssmke.cost.replay import FakeProbe
+
+SECOND = 1_000_000_000
+PERIOD = 5 * SECOND
+MACHINE = Machine(
+    host="h" * 16, boot="b" * 16, cpu_vendor="amd", cpu_name="EPYC", cpus=2, memory_bytes=16 << 30
+)
+GPU = Device(id="GPU-0", name="NVIDIA H100 80GB HBM3", memory_mib=81559, energy="counter")
+
+
+@dataclass
+class Clock:
+    """A BOOTTIME and a wall clock; ``jump`` sets the wall clock off."""
+
+    ns: int = 1_000 * SECOND
+    wall_offset: int = 1_700_000_000 * SECOND
+
+    def __call__(self) -> int:
+        return self.ns
+
+    def wall(self) -> int:
+        return self.ns + self.wall_offset
+
+
+@dataclass
+class Run:
+    """Attempts of one run folder, each a list of (phase or None for idle, seconds)."""
+
+    folder: Path
+    clock: Clock = field(default_factory=Clock)
+    price: str = "0.69"
+    pairs: int = 0
+
+    def attempt(
+        self,
+        name: str,
+        work: Sequence[tuple[str | None, float]],
+        *,
+        devices: Sequence[Device] = (GPU,),
+        readings: Sequence[dict[str, Sample] | Exception] = (),
+        machine: Machine = MACHINE,
+        node_rank: int = 0,
+        close: str | None = "finished",
+        lineage: str = "lineage",
+    ) -> CostMeter:
+        meter = CostMeter(
+            self.folder,
+            lineage=lineage,
+            attempt=name,
+            node_rank=node_rank,
+            config=CostConfig(price=self.price),
+            probe=FakeProbe(devices, readings),
+            machine=machine,
+            clock=self.clock,
+            wall=self.clock.wall,
+            heartbeat=False,
+        )
+        meter.start()
+        meter.progress(self.pairs, self.pairs)
+        due = self.clock.ns + PERIOD
+        for phase, seconds in work:
+            left = round(seconds * SECOND)
+            opened = meter.phase(phase) if phase is not None else None
+            if opened is not None:
+                opened.__enter__()
+            while left:
+                step = min(left, due - self.clock.ns)
+                self.clock.ns += step
+                left -= step
+                if self.clock.ns == due:
+                    meter.beat()
+                    due += PERIOD
+            if opened is not None:
+                opened.__exit__(None, None, None)
+            self.pairs += 1
+            meter.progress(self.pairs, self.pairs)
+        if close is not None:
+            meter.close(close)
+        return meter
