@@ -175,25 +175,12 @@ def _flickr8k_small() -> Recipe:
     return Recipe(
         "flickr8k-small",
         model=StudentConfig(
-            image=ImageEncoderConfig(
-                name="mobilenetv2_100",
-                depth=None,
-                weights="weights/mobilenetv2_100.pth",
-                frozen=True,
-                timm_kwargs={"pad_type": "same"},
-                mean=(0.5, 0.5, 0.5),
-                std=(0.5, 0.5, 0.5),
-            ),
+            image=ImageEncoderConfig(name="mobilenetv2_100", depth=None, frozen=True),
             text=TextEncoderConfig(name="sentence-transformers/all-MiniLM-L6-v2", depth=None),
             shared=SharedConfig(dim=384, heads=6),
         ),
-        teacher=TeacherConfig(
-            name="mobilenetv2_100",
-            weights="weights/mobilenetv2_100.pth",
-            timm_kwargs={"pad_type": "same"},
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
-        ),
+        teacher=TeacherConfig(name="mobilenetv2_100"),
+        loss=LossConfig(bank="cache"),
         data=DataConfig(shards=("data/flickr8k",)),
         optim=OptimConfig(batch_size=128, epochs=2, lr=5e-4, encoder_lr=5e-5),
     )

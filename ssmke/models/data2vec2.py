@@ -1,5 +1,4 @@
-"""The image encoder of data2vec 2.0 (Baevski et al. 2022, arXiv:2212.07525), for inference and further
-training.
+"""The image encoder of data2vec 2.0 (Baevski et al. 2022, arXiv:2212.07525), without its pretraining parts.
 
 A ViT-B/16 that differs from timm's in four points, which is why it is written out here:
 
@@ -21,8 +20,7 @@ from torch import Tensor, nn
 
 
 def sincos_positions(dim: int, grid: int) -> Tensor:
-    """Fixed 2-D positions of MAE and data2vec 2.0: the first half of a vector encodes the column, the rest
-    the row.
+    """Fixed 2-D positions of MAE and data2vec 2.0: half a vector encodes the column, the other half the row.
 
     Returns:
         [1, grid * grid, dim], row by row.
@@ -69,13 +67,11 @@ class PostNormBlock(nn.Module):
 
 
 class Data2Vec2Image(nn.Module):
-    """Image [B, 3, S, S] -> tokens [B, 1 + (S / patch)^2, dim] of the last block, the extra ([CLS]) token
-    first.
+    """Image [B, 3, S, S] -> tokens [B, 1 + (S / patch)^2, dim] of the last block, the [CLS] token first.
 
     Args:
         img_size: side S in pixels, a multiple of ``patch_size``.
-        patch_size, embed_dim, depth, num_heads, mlp_ratio: as in timm; the defaults are the published base
-        model.
+        patch_size, embed_dim, depth, num_heads, mlp_ratio: as in timm; the defaults are the base model.
     """
 
     def __init__(
@@ -108,14 +104,13 @@ class Data2Vec2Image(nn.Module):
         return self.img_size // self.patch_size
 
     def set_input_size(self, img_size: int) -> None:
-        """Change the side in pixels; positions are interpolated, so that they stay in the range seen in
-        training."""
+        """Change the side in pixels; positions are interpolated, to stay in the range of training."""
         if img_size % self.patch_size:
             raise ValueError(f"img_size {img_size} is not a multiple of patch_size {self.patch_size}")
-        old = (self.grid, self.grid)
+        old, new = self.grid, img_size // self.patch_size
         self.img_size = img_size
         self.positions = resample_abs_pos_embed(
-            self.positions, new_size=[self.grid, self.grid], old_size=list(old), num_prefix_tokens=0
+            self.positions, new_size=[new, new], old_size=[old, old], num_prefix_tokens=0
         )
 
     def forward(self, images: Tensor) -> Tensor:

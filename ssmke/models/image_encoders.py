@@ -4,8 +4,7 @@ Three kinds of model, one output, [B, N, dim]:
 
 - a timm ViT or BEiT (``vit_*``, ``deit*``, ``beit*``, ``beitv2*``): patch embedding, positions and the first
   ``depth`` blocks. Final norm and head are gone, so tokens are the residual stream after the last kept block.
-  Register tokens, where a model has them, stay behind [CLS]; a model without [CLS] gets the mean token as
-  [CLS].
+  Register tokens, where a model has them, stay behind [CLS]; where there is no [CLS], the mean token is it.
 - ``data2vec2_base`` (`ssmke.models.data2vec2`), cut in the same way.
 - any other timm model that ends in a spatial map (``mobilenetv2_100``, ``resnet50``): each cell is a token,
   and their mean, put in front, is the [CLS]. Such a model is used whole.
@@ -55,8 +54,7 @@ class ImageEncoderConfig:
     name: str = "beitv2_base_patch16_224"
     """A timm model name, with or without tag, or "data2vec2_base"."""
     depth: int | None = 6
-    """Transformer blocks to keep, from the input on. None: all, and the only choice for convolutional
-    models."""
+    """Transformer blocks to keep, from the input on. None: all; models that are no plain ViT take only None."""
     weights: str = "hub"
     """"hub" (downloaded once; BEiTv2 without tag and data2vec2 mean the official self-supervised files), a
     path, "package:<file>" that ships with ssmke, or "none" for random weights."""
@@ -155,6 +153,9 @@ class ImageEncoder(nn.Module):
         return self._tokens(images)
 
     def _tokens(self, images: Tensor) -> Tensor:
+        if self._map_format is not None:
+            # What convolutions are fastest in. Inputs alone: DeepSpeed broadcasts weights as flat bytes.
+            images = images.contiguous(memory_format=torch.channels_last)
         tokens: Tensor = self.backbone(images)
         if self._map_format == "NCHW":
             tokens = tokens.flatten(2).transpose(1, 2)  # [B, H*W, D]

@@ -101,6 +101,7 @@ class Teacher(nn.Module):
         """sha256 of the weights as they were loaded; moving or casting the teacher does not change it."""
         self._timm_kwargs = dict(config.timm_kwargs)
         self.requires_grad_(False)
+        self.to(memory_format=torch.channels_last)
         self.train()
 
     def train(self, mode: bool = True) -> Teacher:
@@ -116,7 +117,7 @@ class Teacher(nn.Module):
                 f"got {images.dtype} {tuple(images.shape[1:])}: set {FLAG}.image-size to that of the views"
             )
         pixels = normalise_pixels(images, self.mean, self.std).to(next(self.parameters()).dtype)
-        out: Tensor = self.network(pixels)
+        out: Tensor = self.network(pixels.contiguous(memory_format=torch.channels_last))
         if out.ndim == 3:
             out = out[:, 0]  # [CLS] of [B, N, D]
         return out.float()

@@ -122,8 +122,7 @@ class TextEncoder(nn.Module):
         return tokens
 
     def architecture(self) -> dict[str, Any]:
-        """JSON-able dictionary from which `build_text_encoder` rebuilds this encoder, with the layers that it
-        kept."""
+        """JSON-able dictionary from which `build_text_encoder` rebuilds the encoder, cut as it is."""
         full: dict[str, Any] = json.loads(self._config.to_json_string(use_diff=True))
         kept = {key: value for key, value in full.items() if key not in _NOT_ARCHITECTURE}
         return {"model_type": self._config.model_type, **kept}

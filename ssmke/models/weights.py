@@ -165,7 +165,8 @@ def _refused(file: Path, error: Exception) -> str:
         f"which ssmke never does ({first_line(error)}). If you trust where the file comes from, convert it "
         f"once, where the packages that it was written with are installed, and give {target.name} instead:\n"
         f'  python -c "import torch, safetensors.torch as s; '
-        f"c = torch.load('{file}', map_location='cpu', weights_only=False); c = c.get('model', c); "
+        f"c = torch.load('{file}', map_location='cpu', weights_only=False); "
+        f"c = c.get('model', c.get('state_dict', c)); "
         f"s.save_file({{k: v.detach().clone().contiguous() for k, v in c.items() if torch.is_tensor(v)}}, "
         f"'{target}')\""
     )
@@ -197,16 +198,14 @@ def load_exactly(
         state: tensors under the module's own names.
         source: what to call the weights in messages, usually the file.
         dropped: key -> reason, for tensors of the file that the module has no place for. A key that is still
-            in
-            ``state`` is skipped; one that is not is only reported.
+            in ``state`` is skipped; one that is not is only reported.
 
     Returns:
         The account, for the log.
 
     Raises:
         WeightsError: a tensor has no place and no reason to be dropped, a parameter or buffer is not filled,
-            a
-            shape differs, a value is not finite, or the module is partitioned by ZeRO-3. The module is
+            a shape differs, a value is not finite, or the module is partitioned by ZeRO-3. The module is
             unchanged.
     """
     dropped = dict(dropped or {})

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssmke.data.batch import Batch
 from ssmke.objectives.gather import rank
@@ -41,6 +41,7 @@ class Engine:
             model=module, optimizer=optimizer, config=config.json, dist_init_required=False
         )
         self.module: SSMKEPretraining = self.deepspeed.module
+        _cast_batch_norms(self.module)
 
     def step(self, batch: Batch, step: int) -> tuple[Losses, float]:
         """One optimiser step on this rank's part of the global batch; returns losses and learning rate."""
@@ -104,6 +105,13 @@ class Engine:
             name: value.float() if value.is_floating_point() else value
             for name, value in {**state, **masters}.items()
         }
+
+
+def _cast_batch_norms(module: nn.Module) -> None:
+    """Statistics in the dtype of the weights: DeepSpeed's bf16 casts parameters but not buffers."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.weight is not None:
+            part.to(part.weight.dtype)
 
 
 def _share(gradients: dict[str, Tensor], number: int, parts: int) -> dict[str, Tensor]:

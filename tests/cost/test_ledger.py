@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated import PERIOD, SECOND, Clock, Run
+from tests.cost.simulated import PERIOD, SECOND, Clock, Run
 
 from ssmke.cost.ledger import LedgerWriter, parse, read_run, segments
 from ssmke.cost.machine import boottime_ns

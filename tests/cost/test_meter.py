@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from simulated import GPU, MACHINE, SECOND, Clock, Run
+from tests.cost.simulated import GPU, MACHINE, SECOND, Clock, Run
 
 from ssmke.cost import CostConfig, CostMeter
 from ssmke.cost.ledger import parse, read_run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from simulated import GPU, MACHINE, SECOND, Clock, Run
+from tests.cost.simulated import GPU, MACHINE, SECOND, Clock, Run
 
 from ssmke.cost.ledger import read_run
 from ssmke.cost.machine import Machine, boottime_ns

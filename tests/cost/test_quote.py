@@ -7,7 +7,7 @@ import json
 from decimal import Decimal
 
 import pytest
-from simulated import GPU, MACHINE
+from tests.cost.simulated import GPU, MACHINE
 
 from ssmke.cost.machine import Machine
 from ssmke.cost.prices import PriceError, shipped

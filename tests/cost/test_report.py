@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from simulated import GPU, SECOND, Run
+from tests.cost.simulated import GPU, SECOND, Run
 
 from ssmke.cost import text
 from ssmke.cost.probe import Sample

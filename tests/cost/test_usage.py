@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated import GPU, MACHINE, SECOND, Clock, Run
+from tests.cost.simulated import GPU, MACHINE, SECOND, Clock, Run
 
 from ssmke.cost.ledger import Segment, read_run
 from ssmke.cost.probe import Device, Sample

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ssmke.models.weights import UntrainedWeightsWarning
 
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
 VIT = "vit_tiny_patch16_224"
-DATA = Path(os.environ.get("SSMKE_TEST_DATA", "/work/shared/data"))
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 MOBILENET = DATA / "weights" / "mobilenetv2_100_keras_int8deq_timm.pth"
 FLICKR = DATA / "flickr8k"
 

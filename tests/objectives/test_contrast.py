@@ -50,7 +50,9 @@ def test_equals_open_clip_in_value_and_gradient() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 6), st.floats(1.0, 100.0), st.integers(0, 10_000))
+@given(
+    st.integers(1, 12), st.integers(1, 9), st.integers(1, 6), st.floats(1.0, 100.0), st.integers(0, 10_000)
+)
 def test_equals_the_float64_reference_with_shared_images(
     count: int, dim: int, images: int, scale: float, seed: int
 ) -> None:

@@ -83,7 +83,9 @@ def _rank(rank: int, port: int, model_dir: Path, out: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
+def two_ranks(
+    model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
     out = tmp_path_factory.mktemp("ranks") / "found.pt"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -110,7 +112,9 @@ def test_two_ranks_equal_one_rank_on_the_joined_batch(
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("parts", [2, 4])
-def test_accumulation_gives_the_gradients_of_the_one_big_batch(name: str, parts: int, model_dir: Path) -> None:
+def test_accumulation_gives_the_gradients_of_the_one_big_batch(
+    name: str, parts: int, model_dir: Path
+) -> None:
     big = objective(model_dir, CONFIGS[name])
     big(joined_batch())["loss"].backward()
 
@@ -125,4 +129,6 @@ def test_accumulation_gives_the_gradients_of_the_one_big_batch(name: str, parts:
     expected = gradients(big)
     assert gradients(module).keys() == expected.keys()
     for key, value in gradients(module).items():
-        torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(
+            value, expected[key], rtol=1e-3, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}"
+        )

@@ -1,0 +1,88 @@
+"""A run that was stopped goes on as if it never had been."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.runs import ZERO2, Pretrain, Run, environment, start
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.parametrize("stop", [3, 8, 13])
+def test_resuming_after_any_step_repeats_the_unbroken_run(
+    stop: int, pretrain: Pretrain, unbroken: Run
+) -> None:
+    folder = f"stopped-{stop}"
+    first = pretrain("--stop-after", str(stop), folder=folder)
+    assert f"stopped by --stop-after {stop} after step {stop}" in first.output
+    assert not (first.folder / "results.json").exists()
+    run = pretrain("--resume", "auto", folder=folder)
+    assert f"resumed after step {stop}" in run.output
+    for key in ("step", "keys", "lr", "loss"):
+        assert [line[key] for line in run.metrics] == [line[key] for line in unbroken.metrics], key
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(pretrain: Pretrain, unbroken: Run) -> None:
+    folder = pretrain("--stop-after", "11", folder="damaged").folder
+    newest = folder / "checkpoints" / "step-00000011"
+    victim = next(newest.glob("*optim_states.pt"))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    run = pretrain("--resume", "auto", folder="damaged")
+    assert "step-00000011 is damaged" in run.output
+    assert "resumed after step 8" in run.output
+    assert [line["loss"] for line in run.metrics] == [line["loss"] for line in unbroken.metrics]
+
+
+def test_an_unfinished_checkpoint_is_ignored(pretrain: Pretrain) -> None:
+    folder = pretrain("--stop-after", "9", folder="torn").folder
+    torn = folder / "checkpoints" / "step-00000010"
+    shutil.copytree(folder / "checkpoints" / "step-00000009", torn)
+    (torn / "COMPLETE.json").unlink()
+    assert "resumed after step 9" in pretrain("--resume", "auto", folder="torn").output
+
+
+def test_another_number_of_ranks_is_refused_with_the_way_out(pretrain: Pretrain) -> None:
+    pretrain("--stop-after", "9", folder="world")
+    run = pretrain("--resume", "auto", folder="world", ranks=1, code=2)
+    assert "written by 2 ranks" in run.output
+    assert "ds_to_universal" in run.output
+
+
+def test_sigterm_finishes_the_step_saves_and_the_run_goes_on(
+    flags: list[str], pretrain: Pretrain, tmp_path: Path
+) -> None:
+    folder = tmp_path / "terminated"
+    more = ["--run-dir", str(folder), "--optim.epochs", "400", "--log-every", "1"]
+    process = subprocess.Popen(
+        start(ZERO2, 2, [*flags, *more]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+    )
+    deadline = time.monotonic() + 120
+    while (
+        not (folder / "metrics.jsonl").exists()
+        or len((folder / "metrics.jsonl").read_text().splitlines()) < 5
+    ):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert "stopped by SIG" in output
+    assert "Traceback" not in output
+    done = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert (folder / "checkpoints" / f"step-{done[-1]:08d}" / "COMPLETE.json").exists()
+    ends = [line for path in (folder / "cost").rglob("*.jsonl") for line in path.read_text().splitlines()]
+    assert any('"preempted"' in line for line in ends)
