@@ -65,7 +65,7 @@ def build_targets(
     config: TargetsConfig,
     progress: Callable[[int], None] = lambda images: None,
 ) -> BuildReport:
-    """Computes the targets that are missing; collective over ranks; ``progress`` gets images done here.
+    """Computes the targets that are missing; collective over ranks; ``progress`` gets images as they are done here.
 
     Raises `TargetCacheError` on every rank when any rank failed (other teacher, changed shards, full disk).
     """
@@ -80,12 +80,11 @@ def build_targets(
         for path, info, folder, _ in work[rank() :: world_size()]:
             record = load_record(folder, info, identity)
             if record is None:
-                record = _build_shard(path, info, folder, teacher, identity, augmentation, config)
+                record = _build_shard(path, info, folder, teacher, identity, augmentation, config, progress)
                 done += info.images
             else:
                 reused += info.images
             bad += len(record.bad)
-            progress(info.images)
     except SSMKEError as error:
         failure = f"{error}"
     totals = _gathered((failure, done, reused, bad, time.perf_counter() - begin))
@@ -119,6 +118,7 @@ def _build_shard(
     identity: CacheIdentity,
     augmentation: AugmentationConfig,
     config: TargetsConfig,
+    progress: Callable[[int], None],
 ) -> ShardTargets:
     begin = time.perf_counter()
     index = ShardIndex.load(path)
@@ -132,6 +132,7 @@ def _build_shard(
         pixels = torch.from_numpy(np.concatenate(crops))  # [B * V, 3, S, S]
         targets = torch.cat([_forward(teacher, part) for part in pixels.split(config.batch_size)])
         rows[images] = targets.reshape(len(images), identity.views, -1).half().cpu().numpy()
+        progress(len(images))
     make_folder(folder)
     with atomic_writer(rows_path(folder, info.file)) as file:
         np.save(file, rows, allow_pickle=False)

@@ -191,14 +191,21 @@ def load_record(folder: Path, info: ShardInfo, identity: CacheIdentity) -> Shard
             f"{info.file} now has {info.images} (keys {info.keys_sha256[:12]}): the shards were changed; "
             f"{_rebuild(folder)}"
         )
-    rows = rows_path(folder, info.file)
-    expected = info.images * identity.views * int(identity.teacher["dim"]) * 2
-    have = rows.stat().st_size if rows.exists() else 0
-    if not expected < have <= expected + 4096:
-        raise TargetCacheError(
-            f"{rows} has {have} bytes instead of {expected} and a header: remove {path} and build again"
-        )
+    open_rows(rows_path(folder, info.file), (info.images, identity.views, int(identity.teacher["dim"])))
     return record
+
+
+def open_rows(path: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.float16]:
+    """Maps a rows file; `TargetCacheError` where it is missing, cut short or of another shape."""
+    try:
+        rows: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise TargetCacheError(f"{path} cannot be read ({error}): remove {path.stem}.json and build again") from None
+    if rows.shape != shape or rows.dtype != np.float16:
+        raise TargetCacheError(
+            f"{path} has shape {rows.shape} instead of {shape}: remove {path.stem}.json and build again"
+        )
+    return rows
 
 
 def rows_sha256(path: Path) -> str:
@@ -257,12 +264,7 @@ class TargetCache:
 
     def _map(self, shard: int) -> npt.NDArray[np.float16]:
         if shard not in self._maps:
-            rows = np.load(self._files[shard], mmap_mode="r", allow_pickle=False)
-            if rows.shape[1:] != (self.views, self.dim) or rows.dtype != np.float16:
-                raise TargetCacheError(
-                    f"{self._files[shard]} has shape {rows.shape}: remove it and build again"
-                )
-            self._maps[shard] = rows
+            self._maps[shard] = np.load(self._files[shard], mmap_mode="r", allow_pickle=False)
         return self._maps[shard]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 from collections.abc import Mapping
 
@@ -26,9 +27,7 @@ def launch(invocation: Invocation, environment: Mapping[str, str]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     placement = Placement.of(environment)
     if "RANK" not in environment:
-        os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29501"
-        )
+        stand_alone()
     if torch.cuda.is_available():
         get_accelerator().set_device(placement.local_rank)
     else:
@@ -39,3 +38,12 @@ def launch(invocation: Invocation, environment: Mapping[str, str]) -> None:
         pretrain(invocation.recipe, invocation.deepspeed_config, placement)
     finally:
         dist.destroy_process_group()
+
+
+def stand_alone() -> None:
+    """Makes this process a group of one, on a free port, for `torch.distributed`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update(alone, MASTER_PORT=str(port))

@@ -240,7 +240,8 @@ def prepare_targets(
     if teacher is None or recipe.targets.mode == "online":
         return None
     identity = identity_of(recipe, teacher)
-    report = build_targets(shards, teacher, identity, recipe.data.augmentation, recipe.targets)
+    counted = _Counted(shards.images // world_size(), say)
+    report = build_targets(shards, teacher, identity, recipe.data.augmentation, recipe.targets, counted)
     if report.images:
         say(
             f"targets: {report.images:,} images x {identity.views} views in {report.seconds:.1f} device-seconds "
@@ -249,6 +250,20 @@ def prepare_targets(
     else:
         say(f"targets: all {report.reused:,} images cached already")
     return TargetCache.open(shards, identity, recipe.targets)
+
+
+class _Counted:
+    """Says every 15 seconds how far this rank's part of the target cache is."""
+
+    def __init__(self, images: int, say: Say) -> None:
+        self.images, self.done = images, 0
+        self._say, self._spoke = say, time.monotonic()
+
+    def __call__(self, images: int) -> None:
+        self.done += images
+        if time.monotonic() - self._spoke > 15:
+            self._say(f"targets: {self.done:,} of about {self.images:,} images of rank 0")
+            self._spoke = time.monotonic()
 
 
 def build_module(recipe: Recipe, teacher: Teacher | None, device: torch.device, say: Say) -> SSMKEPretraining:

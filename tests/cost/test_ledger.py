@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.cost.simulated import PERIOD, SECOND, Clock, Run
 
 from ssmke.cost.ledger import LedgerWriter, parse, read_run, segments
 from ssmke.cost.machine import boottime_ns
 from ssmke.cost.usage import total
+from tests.cost.simulated import PERIOD, SECOND, Clock, Run
 
 RECORD = {"t": "beat", "b": 5, "w": 0}
 

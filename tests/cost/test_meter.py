@@ -11,7 +11,6 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from tests.cost.simulated import GPU, MACHINE, SECOND, Clock, Run
 
 from ssmke.cost import CostConfig, CostMeter
 from ssmke.cost.ledger import parse, read_run
@@ -20,6 +19,7 @@ from ssmke.cost.probe import Sample
 from ssmke.cost.replay import FakeProbe
 from ssmke.cost.usage import total
 from ssmke.errors import ConfigError
+from tests.cost.simulated import GPU, MACHINE, SECOND, Clock, Run
 
 
 def test_live_totals_are_the_report_s_totals(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.cost.simulated import GPU, MACHINE, SECOND, Clock, Run
 
 from ssmke.cost.ledger import read_run
 from ssmke.cost.machine import Machine, boottime_ns
 from ssmke.cost.probe import Averager, CpuProbe, Sample, open_probe
 from ssmke.cost.replay import ReplayProbe
+from tests.cost.simulated import GPU, MACHINE, SECOND, Clock, Run
 
 
 def rapl(root: Path, package: int, uj: int, limit: int = 1000) -> Path:

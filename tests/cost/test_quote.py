@@ -7,12 +7,12 @@ import json
 from decimal import Decimal
 
 import pytest
-from tests.cost.simulated import GPU, MACHINE
 
 from ssmke.cost.machine import Machine
 from ssmke.cost.prices import PriceError, shipped
 from ssmke.cost.probe import Device
 from ssmke.cost.quote import Quote, accelerator, check_spec, quote
+from tests.cost.simulated import GPU, MACHINE
 
 
 def ask(spec: str, *devices: Device, machine: Machine | None = MACHINE) -> Quote:

@@ -11,12 +11,12 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from tests.cost.simulated import GPU, SECOND, Run
 
 from ssmke.cost import text
 from ssmke.cost.probe import Sample
 from ssmke.cost.report import Report, report
 from ssmke.errors import DataError
+from tests.cost.simulated import GPU, SECOND, Run
 
 HOSTILE = '=HYPERLINK("x")|<script>alert(1)<\\script>[bold]'
 

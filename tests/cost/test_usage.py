@@ -10,11 +10,11 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.cost.simulated import GPU, MACHINE, SECOND, Clock, Run
 
 from ssmke.cost.ledger import Segment, read_run
 from ssmke.cost.probe import Device, Sample
 from ssmke.cost.usage import HOUR_NS, Usage, by_attempt, energy_between, spread, total
+from tests.cost.simulated import GPU, MACHINE, SECOND, Clock, Run
 
 PHASE = st.sampled_from(["setup", "target_cache", "data_wait", "train", "evaluation", "checkpoint", None])
 WORK = st.lists(st.tuples(PHASE, st.integers(1, 40)), min_size=1, max_size=8)
