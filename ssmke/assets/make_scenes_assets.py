@@ -44,8 +44,8 @@ class Options:
     """Folder that receives the files."""
     images: int = 30_000
     """Unlabelled images for the ViT."""
-    image_steps: int = 1500
-    """Steps of 128 images."""
+    image_steps: int = 2800
+    """Steps of 64 images."""
     caption_scenes: int = 12_000
     """Scenes whose captions the text encoder reads, five each."""
     text_steps: int = 900

@@ -163,7 +163,7 @@ def build_vit() -> VisionTransformer:
 
 
 def pretrain_vit(
-    images: Tensor, words: Words, steps: int, batch: int = 128, lr: float = 1.5e-3
+    images: Tensor, words: Words, XX
 ) -> VisionTransformer:
     """Predicts visual words; AdamW, one cycle, colour and pixel noise as the only augmentation."""
     vit = build_vit()
@@ -180,7 +180,7 @@ def pretrain_vit(
     parameters = [*vit.parameters(), *heads.parameters(), *norms.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min(1.0, (s + 1) / 60) * (0.505 + 0.5 * math.cos(math.pi * s / steps))
+        optimizer, lambda s: min(1.0, (s + 1) / 100) * (0.505 + 0.5 * math.cos(math.pi * s / steps))
     )
     split = (COLOUR_WORDS + 1, OUTLINE_WORDS + 1)
     for step in range(steps):
@@ -195,13 +195,13 @@ def pretrain_vit(
         losses["outlines"] = _soft(outline, words.outlines[rows])
         thumbnail = F.avg_pool2d(pixels, PATCH).flatten(1)
         losses["thumbnail"] = F.l1_loss(heads["thumbnail"](cls), thumbnail)
-        loss = losses["bag"] + 3 * (losses["colours"] + losses["outlines"]) + losses["thumbnail"]
+        loss = losses["bag"] + 3 * losses["colours"] + 4 * losses["outlines"] + losses["thumbnail"]
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 3.0)
         optimizer.step()
         schedule.step()
-        if step % 50 == 49:
+        if step % 100 == 99:
             told = ", ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
             print(f"image encoder: step {step + 1} of {steps}, {told}", flush=True)
     return vit.eval()
