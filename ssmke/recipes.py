@@ -186,7 +186,33 @@ def _flickr8k_small() -> Recipe:
     )
 
 
+def _scenes_tiny() -> Recipe:
+    vit = {"img_size": 64, "embed_dim": 128, "depth": 6, "num_heads": 4}
+    half = (0.5, 0.5, 0.5)
+    weights = "package:scenes_vit.safetensors"
+    return Recipe(
+        "scenes-tiny",
+        model=StudentConfig(
+            image=ImageEncoderConfig("vit_tiny_patch16_224", 3, weights, timm_kwargs={**vit}, mean=half, std=half),
+            text=TextEncoderConfig("scenes", depth=2, weights="package:scenes_text_encoder"),
+            shared=SharedConfig(dim=128, heads=4),
+        ),
+        teacher=TeacherConfig("vit_tiny_patch16_224", weights, timm_kwargs={**vit}, mean=half, std=half),
+        loss=LossConfig(bank="cache", bank_size=4096),
+        data=DataConfig(
+            shards=("data/scenes",),
+            eval_split="test",
+            make="scenes",
+            stream=StreamConfig(workers=1),
+            # A flip would make "left of" wrong.
+            augmentation=AugmentationConfig(flip=0.0, crop_min=0.9, ratio=1.1),
+        ),
+        optim=OptimConfig(batch_size=128, epochs=4, lr=1e-3),
+    )
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
+    "scenes-tiny": _scenes_tiny,
     "flickr8k-small": _flickr8k_small,
     "ssmke-base": _ssmke_base,
     "ssmke-base-mse": _ssmke_base_mse,

@@ -163,7 +163,7 @@ def build_vit() -> VisionTransformer:
 
 
 def pretrain_vit(
-    images: Tensor, words: Words, XX
+    images: Tensor, words: Words, steps: int, batch: int = 64, lr: float = 1.2e-3
 ) -> VisionTransformer:
     """Predicts visual words; AdamW, one cycle, colour and pixel noise as the only augmentation."""
     vit = build_vit()
