@@ -3,13 +3,19 @@
 Every rank says what it wants after a step; the maximum over ranks is known one step later. The reduction runs
 on a gloo group (host memory, no device synchronisation) while the next step computes, so it costs nothing
 visible, and a SIGTERM to any rank stops all of them after the same step.
+
+DeepSpeed's single-node launcher (0.19.8) does not pass SIGTERM on: the command that the user started, or the
+container's process 1, just ends, and its ranks would train on unseen. The end of that process therefore counts as a
+request to stop.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import types
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +42,7 @@ class Control:
         self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
         self._pending: tuple[torch.Tensor, dist.Work | None] | None = None
         self._previous: dict[int, object] = {}
+        self._launcher = _grandparent() if _started_by_deepspeed() else None
 
     def listen(self) -> None:
         """From now on SIGTERM, SIGINT and SIGUSR1 ask for a stop after the step; a second SIGINT interrupts."""
@@ -61,6 +68,8 @@ class Control:
             decision = Decision(stop=bool(wishes[0]), save=bool(wishes[1]))
         else:
             decision = Decision(stop=False, save=False)
+        if self.signal is None and self._launcher is not None and _grandparent() != self._launcher:
+            self.signal = "the end of the launcher"
         wishes = torch.tensor([int(self.signal is not None), int(save)])
         work = (
             dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self._group, async_op=True)
@@ -69,3 +78,19 @@ class Control:
         )
         self._pending = (wishes, work)
         return decision
+
+
+def _started_by_deepspeed() -> bool:
+    try:
+        return b"deepspeed.launcher.launch" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _grandparent() -> int | None:
+    """Process id of this process' parent's parent; None where it cannot be known."""
+    try:
+        status = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return int(status.rpartition(")")[2].split()[1])

@@ -27,7 +27,10 @@ def test_a_run_leaves_all_that_a_rerun_needs(unbroken: Run) -> None:
     assert results["device_hours"] > 0
     assert [line["step"] for line in unbroken.metrics] == list(range(1, 17))
     assert (folder / "retrieval.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(p.name for p in (folder / "checkpoints").glob("step-*")) == ["step-00000008", "step-00000016"]
+    assert sorted(p.name for p in (folder / "checkpoints").glob("step-*")) == [
+        "step-00000008",
+        "step-00000016",
+    ]
     assert list((folder / "cost").rglob("*.jsonl"))
 
 

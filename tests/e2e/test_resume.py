@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.e2e.runs import ZERO2, Pretrain, Run, environment, start
@@ -58,9 +59,8 @@ def test_another_number_of_ranks_is_refused_with_the_way_out(pretrain: Pretrain)
     assert "ds_to_universal" in run.output
 
 
-def test_sigterm_finishes_the_step_saves_and_the_run_goes_on(
-    flags: list[str], pretrain: Pretrain, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("target", ["the launcher", "one rank"])
+def test_sigterm_finishes_the_step_saves_and_ends(target: str, flags: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "terminated"
     more = ["--run-dir", str(folder), "--optim.epochs", "400", "--log-every", "1"]
     process = subprocess.Popen(
@@ -70,19 +70,22 @@ def test_sigterm_finishes_the_step_saves_and_the_run_goes_on(
         text=True,
         env=environment(),
     )
-    deadline = time.monotonic() + 120
-    while (
-        not (folder / "metrics.jsonl").exists()
-        or len((folder / "metrics.jsonl").read_text().splitlines()) < 5
-    ):
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert "stopped by SIG" in output
+    if target == "the launcher":
+        process.send_signal(signal.SIGTERM)
+    else:
+        ranks = [
+            p for p in psutil.Process(process.pid).children(recursive=True) if "--local_rank=1" in p.cmdline()
+        ]
+        ranks[0].send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=90)
+    assert "stopped by" in output
     assert "Traceback" not in output
-    done = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    done = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert (folder / "checkpoints" / f"step-{done[-1]:08d}" / "COMPLETE.json").exists()
-    ends = [line for path in (folder / "cost").rglob("*.jsonl") for line in path.read_text().splitlines()]
-    assert any('"preempted"' in line for line in ends)
+    ledger = [line for path in (folder / "cost").rglob("*.jsonl") for line in path.read_text().splitlines()]
+    assert any('"preempted"' in line for line in ledger)

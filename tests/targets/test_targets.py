@@ -55,7 +55,9 @@ def build(shards: ImageTextShards, teacher: Teacher, views: int = 1) -> TargetCa
     return TargetCache.open(shards, identity, CONFIG)
 
 
-def test_one_view_is_what_the_teacher_says_of_the_canonical_view(copied: ImageTextShards, teacher: Teacher) -> None:
+def test_one_view_is_what_the_teacher_says_of_the_canonical_view(
+    copied: ImageTextShards, teacher: Teacher
+) -> None:
     cache = build(copied, teacher)
     usable = 0
     for image in range(copied.images):
@@ -81,7 +83,9 @@ def test_each_view_is_what_the_teacher_says_of_that_crop(copied: ImageTextShards
     assert not np.array_equal(rows[0], rows[1])
 
 
-def test_a_second_build_reuses_and_a_broken_off_one_goes_on(copied: ImageTextShards, teacher: Teacher) -> None:
+def test_a_second_build_reuses_and_a_broken_off_one_goes_on(
+    copied: ImageTextShards, teacher: Teacher
+) -> None:
     identity = identity_of(teacher)
     first = build_targets(copied, teacher, identity, AUGMENTATION, CONFIG)
     assert (first.images, first.reused, first.bad) == (23, 0, 3)
@@ -125,18 +129,26 @@ def test_another_teacher_is_refused_with_the_difference(
             action()
 
 
-def test_other_crops_are_refused_but_only_where_crops_are_cached(copied: ImageTextShards, teacher: Teacher) -> None:
+def test_other_crops_are_refused_but_only_where_crops_are_cached(
+    copied: ImageTextShards, teacher: Teacher
+) -> None:
     build(copied, teacher, views=2)
     changed = CacheIdentity.of(teacher.describe(), 32, 2, AugmentationConfig(crop_min=0.9))
-    with pytest.raises(TargetCacheError, match=r"augmentation\.crop_min: the cache has 0\.5, this run needs 0\.9"):
+    with pytest.raises(
+        TargetCacheError, match=r"augmentation\.crop_min: the cache has 0\.5, this run needs 0\.9"
+    ):
         TargetCache.open(copied, changed, CONFIG)
     build(copied, teacher, views=1)
-    TargetCache.open(copied, CacheIdentity.of(teacher.describe(), 32, 1, AugmentationConfig(crop_min=0.9)), CONFIG)
+    TargetCache.open(
+        copied, CacheIdentity.of(teacher.describe(), 32, 1, AugmentationConfig(crop_min=0.9)), CONFIG
+    )
 
 
 def test_rows_that_were_cut_short_are_named(copied: ImageTextShards, teacher: Teacher) -> None:
     build(copied, teacher)
-    rows = rows_path(copied.shards[0][0].parent / "targets" / identity_of(teacher).folder_name, "test-00000.tar")
+    rows = rows_path(
+        copied.shards[0][0].parent / "targets" / identity_of(teacher).folder_name, "test-00000.tar"
+    )
     rows.write_bytes(rows.read_bytes()[:-100])
     with pytest.raises(TargetCacheError, match=r"test-00000\.npy cannot be read .*build again"):
         TargetCache.open(copied, identity_of(teacher), CONFIG)
