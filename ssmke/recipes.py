@@ -193,7 +193,9 @@ def _scenes_tiny() -> Recipe:
     return Recipe(
         "scenes-tiny",
         model=StudentConfig(
-            image=ImageEncoderConfig("vit_tiny_patch16_224", 3, weights, timm_kwargs={**vit}, mean=half, std=half),
+            image=ImageEncoderConfig(
+                "vit_tiny_patch16_224", 3, weights, timm_kwargs={**vit}, mean=half, std=half
+            ),
             text=TextEncoderConfig("scenes", depth=2, weights="package:scenes_text_encoder"),
             shared=SharedConfig(dim=128, heads=4),
         ),

@@ -19,7 +19,6 @@ Size: N x V x D x 2 bytes; 2.78M images x 768 = 4.3 GB per view. Rows are read t
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,6 +32,7 @@ from ssmke.data.atomic import make_folder, write_json
 from ssmke.data.augmentation import AugmentationConfig
 from ssmke.data.dataset import ImageTextShards
 from ssmke.data.manifest import ShardInfo
+from ssmke.differences import differences
 from ssmke.errors import ConfigError, TargetCacheError
 
 FORMAT = "ssmke-targets/1"
@@ -87,20 +87,10 @@ class CacheIdentity:
 
     def differences(self, found: dict[str, Any]) -> list[str]:
         """One line for each fact in which a cache's identity differs from this one."""
-        wanted = _flatten(json.loads(json.dumps(asdict(self))))
-        have = _flatten(found)
         return [
-            f"{name}: the cache has {have.get(name, 'nothing')}, this run needs {wanted.get(name, 'nothing')}"
-            for name in sorted(wanted.keys() | have.keys())
-            if wanted.get(name) != have.get(name)
+            f"{name}: the cache has {there}, this run needs {here}"
+            for name, there, here in differences(found, asdict(self))
         ]
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 @dataclass(frozen=True)
@@ -200,21 +190,14 @@ def open_rows(path: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.float16
     try:
         rows: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise TargetCacheError(f"{path} cannot be read ({error}): remove {path.stem}.json and build again") from None
+        raise TargetCacheError(
+            f"{path} cannot be read ({error}): remove {path.stem}.json and build again"
+        ) from None
     if rows.shape != shape or rows.dtype != np.float16:
         raise TargetCacheError(
             f"{path} has shape {rows.shape} instead of {shape}: remove {path.stem}.json and build again"
         )
     return rows
-
-
-def rows_sha256(path: Path) -> str:
-    """Digest of a rows file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def shard_folders(

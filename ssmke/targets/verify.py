@@ -9,7 +9,7 @@ import torch
 
 from ssmke.data.augmentation import AugmentationConfig
 from ssmke.data.dataset import ImageTextShards
-from ssmke.data.shards import ShardIndex
+from ssmke.data.shards import ShardIndex, file_sha256
 from ssmke.errors import BadSample, TargetCacheError
 from ssmke.models.teachers import Teacher
 from ssmke.targets.build import views_of
@@ -19,7 +19,6 @@ from ssmke.targets.cache import (
     check_identity,
     load_record,
     rows_path,
-    rows_sha256,
     shard_folders,
 )
 
@@ -66,7 +65,7 @@ def verify_targets(
         if record is None:
             report.problems.append(f"{rows_file}: not built yet")
             continue
-        if rows_sha256(rows_file) != record.sha256:
+        if file_sha256(rows_file) != record.sha256:
             report.problems.append(f"{rows_file}: its bytes changed since it was built")
             continue
         rows = np.load(rows_file, mmap_mode="r", allow_pickle=False)

@@ -19,11 +19,12 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssmke.differences import flatten
 from ssmke.errors import ConfigError
 from ssmke.tracking.outbox import Outbox, keep_unsent, take_unsent
 from ssmke.tracking.provenance import ENVIRONMENT
@@ -149,7 +150,7 @@ class Tracker:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Facts of the run that do not change. Nested mappings become dotted keys, long values are cut."""
-        self._put({"op": "params", "values": {_key(k): _text(v) for k, v in _flatten(values)}})
+        self._put({"op": "params", "values": {_key(k): _text(v) for k, v in flatten(values).items()}})
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Facts that may change, such as why a run ended."""
@@ -260,11 +261,3 @@ def _key(name: str) -> str:
 def _text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= _VALUE_LIMIT else text[: _VALUE_LIMIT - len(_CUT)] + _CUT
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -9,7 +9,6 @@ step: DeepSpeed's weights and optimiser, the target bank, and counters.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import warnings
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmke.data.atomic import write_json
+from ssmke.data.shards import file_sha256
 from ssmke.errors import CheckpointError, ConfigError
 from ssmke.objectives.gather import rank, world_size
 from ssmke.objectives.pretraining import SSMKEPretraining
@@ -68,18 +68,12 @@ class CheckpointInfo:
     files: dict[str, str]
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
     with ThreadPoolExecutor(4) as pool:
-        return dict(zip((str(p.relative_to(folder)) for p in files), pool.map(_digest, files), strict=True))
+        return dict(
+            zip((str(p.relative_to(folder)) for p in files), pool.map(file_sha256, files), strict=True)
+        )
 
 
 def save(

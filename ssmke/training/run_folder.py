@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmke.data.atomic import make_folder, write_json
+from ssmke.differences import differences
 from ssmke.errors import CheckpointError, ConfigError
 from ssmke.training.ranks import on_rank_zero
 
@@ -117,21 +118,11 @@ def compare(recipe: dict[str, Any], path: Path) -> list[str]:
         saved = json.loads((path / "recipe.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return [f"recipe.json cannot be read ({error})"]
-    ours, theirs = flatten(json.loads(json.dumps(recipe))), flatten(saved)
     return [
-        f"{name} is {theirs.get(name)!r} there, {ours.get(name)!r} here"
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name)
-        and not any(name == part or name.startswith(f"{part}.") for part in VOLATILE)
+        f"{name} is {there!r} there, {here!r} here"
+        for name, there, here in differences(saved, recipe)
+        if not any(name == part or name.startswith(f"{part}.") for part in VOLATILE)
     ]
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def truncate_metrics(path: Path, step: int) -> None:

@@ -17,6 +17,7 @@ from ssmke.data.atomic import HashingWriter, write_error
 from ssmke.data.augmentation import AugmentationConfig, render, view_box
 from ssmke.data.dataset import ImageTextShards
 from ssmke.data.decode import decode_image
+from ssmke.data.shards import file_sha256
 from ssmke.data.stream import canonical_view
 from ssmke.errors import BadSample, ConfigError, TargetCacheError
 from ssmke.models.teachers import Teacher, TeacherConfig, build_teacher
@@ -166,9 +167,7 @@ def test_verify_finds_changed_bytes_and_wrong_targets(copied: ImageTextShards, t
     np.save(folder / "test-00000.npy", -rows)
     assert "bytes changed" in verify_targets(copied, teacher, identity, AUGMENTATION, CONFIG).problems[0]
     record = json.loads((folder / "test-00000.json").read_text())
-    from ssmke.targets.cache import rows_sha256
-
-    record["sha256"] = rows_sha256(folder / "test-00000.npy")
+    record["sha256"] = file_sha256(folder / "test-00000.npy")
     (folder / "test-00000.json").write_text(json.dumps(record))
     problems = verify_targets(copied, teacher, identity, AUGMENTATION, CONFIG).problems
     assert "away from the teacher's" in problems[0]
