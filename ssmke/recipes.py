@@ -209,7 +209,7 @@ def _scenes_tiny() -> Recipe:
             # A flip would make "left of" wrong.
             augmentation=AugmentationConfig(flip=0.0, crop_min=0.9, ratio=1.1),
         ),
-        optim=OptimConfig(batch_size=128, epochs=4, lr=1e-3),
+        optim=OptimConfig(batch_size=128, epochs=3, lr=1e-3),
     )
 
 

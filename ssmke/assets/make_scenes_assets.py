@@ -4,7 +4,7 @@
     scenes_text_encoder/     BERT-like text encoder and tokenizer, see scenes_language.py
 
 Both learn from scenes of seed 9001, train-split compositions only, images without captions and captions without
-images. One core needs about 15 minutes; the same machine and torch give the same bytes. `--out` writes elsewhere,
+images. One core needs about 15 minutes; the same machine and torch give the same bytes (README.md says what made the shipped ones). `--out` writes elsewhere,
 `--quick` runs every step in about a minute to see that it works. Prints linear probes at the end (scenes_probe.py).
 """
 
