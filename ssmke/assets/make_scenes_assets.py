@@ -4,8 +4,9 @@
     scenes_text_encoder/     BERT-like text encoder and tokenizer, see scenes_language.py
 
 Both learn from scenes of seed 9001, train-split compositions only, images without captions and captions without
-images. One core needs about 15 minutes; the same machine and torch give the same bytes (README.md says what made the shipped ones). `--out` writes elsewhere,
-`--quick` runs every step in about a minute to see that it works. Prints linear probes at the end (scenes_probe.py).
+images. One core needs about 15 minutes; the same machine and torch give the same bytes (README.md says what made
+the shipped ones). `--out` writes elsewhere, `--quick` runs every step in a few seconds to see that it works. Prints
+linear probes at the end (scenes_probe.py).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Options:
     text_steps: int = 900
     """Steps of 128 captions."""
     quick: bool = False
-    """A minute's run of everything with tiny numbers; the weights are of no use."""
+    """A few seconds' run of everything with tiny numbers; the weights are of no use."""
     parts: tuple[str, ...] = ("image", "text", "probe")
     """Which parts to run."""
 
