@@ -124,6 +124,14 @@ class Recipe:
             raise ConfigError(
                 "--loss.bank cache fills the bank from cached targets: add --targets.mode cache, or --loss.bank fifo"
             )
+        if self.targets.frozen_tokens and not self.model.image.frozen:
+            raise ConfigError(
+                "--targets.frozen-tokens needs an image encoder that is not trained: --model.image.frozen"
+            )
+        if self.targets.frozen_tokens and self.targets.mode == "online" and distillation != "none":
+            raise ConfigError(
+                "--targets.frozen-tokens shows no pixels to an online teacher: use --targets.mode cache"
+            )
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
@@ -180,6 +188,7 @@ def _flickr8k_small() -> Recipe:
             shared=SharedConfig(dim=384, heads=6),
         ),
         teacher=TeacherConfig(name="mobilenetv2_100"),
+        targets=TargetsConfig(frozen_tokens=True),
         loss=LossConfig(bank="cache"),
         data=DataConfig(shards=("data/flickr8k",)),
         optim=OptimConfig(batch_size=128, epochs=2, lr=5e-4, encoder_lr=5e-5),

@@ -46,7 +46,7 @@ def build(argv: Sequence[str]) -> int:
     from ssmke.objectives.gather import rank
     from ssmke.recipes import parse_recipe
     from ssmke.targets.build import build_targets
-    from ssmke.training.pretrain import identity_of, load_teacher, open_shards
+    from ssmke.training.prepare import identity_of, load_teacher, open_shards
     from ssmke.training.ranks import Placement
 
     recipe = parse_recipe(argv, "ssmke targets build")
@@ -87,7 +87,7 @@ def verify(argv: Sequence[str]) -> int:
 
     from ssmke.recipes import parse_recipe
     from ssmke.targets.verify import verify_targets
-    from ssmke.training.pretrain import identity_of, load_teacher, open_shards
+    from ssmke.training.prepare import identity_of, load_teacher, open_shards
 
     recipe = parse_recipe(argv, "ssmke targets verify")
     console = Console()

@@ -13,7 +13,7 @@ class Batch:
     """B image-caption pairs; captions are padded to the longest of the batch."""
 
     images: Tensor
-    """uint8 [B, 3, S, S]."""
+    """Pixels, uint8 [B, 3, S, S], or cached tokens of a frozen image encoder, fp16 [B, N * D]."""
     ids: Tensor
     """Token ids, int64 [B, L]."""
     mask: Tensor

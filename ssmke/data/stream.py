@@ -33,6 +33,7 @@ from ssmke.data.batch import Batch
 from ssmke.data.captions import clean_caption
 from ssmke.data.dataset import ImageTextShards
 from ssmke.data.decode import decode_image
+from ssmke.data.shards import Sample
 from ssmke.data.tokens import tokenize
 from ssmke.errors import BadSample, ConfigError, DataError
 
@@ -138,6 +139,8 @@ class PairBatches(Dataset[Batch]):
     image_size: int
     augmentation: AugmentationConfig
     targets: TargetRows | None = None
+    tokens: TargetRows | None = None
+    """Cached tokens of a frozen image encoder, which take the place of pixels."""
     _order: tuple[int, npt.NDArray[np.int64]] | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -153,7 +156,7 @@ class PairBatches(Dataset[Batch]):
         ids, mask = tokenize(self.tokenizer, [row.caption for row in rows], self.max_tokens)
         targets = [row.target for row in rows if row.target is not None]
         return Batch(
-            images=torch.from_numpy(np.stack([row.pixels for row in rows])),  # [B, 3, S, S]
+            images=torch.from_numpy(np.stack([row.shown for row in rows])),  # [B, 3, S, S] or [B, N * D]
             ids=ids,
             mask=mask,
             image_ids=torch.tensor([row.image for row in rows]),
@@ -183,15 +186,23 @@ class PairBatches(Dataset[Batch]):
         image, caption = self.shards.pair(pair)
         sample = self.shards.read(image)
         text = clean_caption(sample.captions[caption])
-        picture = decode_image(sample.image)
         view = shown_view(epoch, self.targets.views if self.targets else 0)
         # With one cached view the target is the canonical view's, whichever view the student sees.
-        target = (
-            None if self.targets is None else self.targets.row(image, view if self.targets.views > 1 else 0)
-        )
+        target = None if self.targets is None else _cached(self.targets, image, view)
+        shown = self._shown(sample, view) if self.tokens is None else _cached(self.tokens, image, 0)
+        return _Row(f"{sample.key}#{caption}", image, text, shown, target)
+
+    def _shown(self, sample: Sample, view: int) -> npt.NDArray[np.uint8]:
+        picture = decode_image(sample.image)
         box, flip = view_box(sample.key, view, *picture.size, self.augmentation)
-        pixels = render(picture, box, flip, self.image_size)
-        return _Row(f"{sample.key}#{caption}", image, text, pixels, target)
+        return render(picture, box, flip, self.image_size)
+
+
+def _cached(cache: TargetRows, image: int, view: int) -> npt.NDArray[np.float16]:
+    row = cache.row(image, view if cache.views > 1 else 0)
+    if np.isnan(row[0]):
+        raise BadSample("image without cached target", f"image {image}")
+    return row
 
 
 @dataclass(frozen=True)
@@ -199,7 +210,7 @@ class _Row:
     key: str
     image: int
     caption: str
-    pixels: npt.NDArray[np.uint8]
+    shown: npt.NDArray[np.uint8] | npt.NDArray[np.float16]
     target: npt.NDArray[np.float16] | None
 
 

@@ -122,10 +122,11 @@ class SSMKE(nn.Module):
     def forward(
         self, images: Tensor | None = None, ids: Tensor | None = None, mask: Tensor | None = None
     ) -> Outputs:
-        """``images`` uint8 [B,3,H,W]; ``ids`` int64 and ``mask`` bool [B,L]; either modality may be absent."""
+        """``images`` uint8 [B,3,H,W], or the image encoder's own tokens [B,N*D] (floating point);
+        ``ids`` int64 and ``mask`` bool [B,L]. Either modality may be absent."""
         outputs: Outputs = {}
         if images is not None:
-            tokens = self.image_projection(self.image_encoder(self._normalised(images)))  # [B, N, D]
+            tokens = self.image_projection(self._image_tokens(images))  # [B, N, D]
             outputs |= self._shared_levels(tokens, None, "image")
         if ids is not None:
             assert mask is not None
@@ -141,9 +142,12 @@ class SSMKE(nn.Module):
             outputs[f"{modality}.prediction"] = self.prediction(outputs[f"{modality}.output"])
         return outputs
 
-    def _normalised(self, images: Tensor) -> Tensor:
+    def _image_tokens(self, images: Tensor) -> Tensor:
         encoder = self.image_encoder
-        return normalise_pixels(images, encoder.mean, encoder.std).to(self.dtype)
+        if images.is_floating_point():
+            return images.view(images.shape[0], -1, encoder.dim).to(self.dtype)
+        tokens: Tensor = encoder(normalise_pixels(images, encoder.mean, encoder.std).to(self.dtype))
+        return tokens
 
     @torch.no_grad()
     def encode_image(self, images: Tensor | Sequence[Image]) -> Tensor:

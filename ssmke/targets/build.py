@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,6 @@ from ssmke.data.decode import decode_image
 from ssmke.data.manifest import ShardInfo
 from ssmke.data.shards import ShardIndex
 from ssmke.errors import BadSample, SSMKEError, TargetCacheError
-from ssmke.models.teachers import Teacher
 from ssmke.objectives.gather import rank, world_size
 from ssmke.targets.cache import (
     CacheIdentity,
@@ -41,6 +41,20 @@ from ssmke.targets.cache import (
 )
 
 Pixels = npt.NDArray[np.uint8]
+
+
+class TargetModel(Protocol):
+    """What is cached: a `Teacher`, or a frozen encoder (`FrozenTokens`)."""
+
+    dim: int
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 3, S, S] -> targets [B, dim]."""
+        ...
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Its weights, for their device."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ class BuildReport:
 
 def build_targets(
     shards: ImageTextShards,
-    teacher: Teacher,
+    teacher: TargetModel,
     identity: CacheIdentity,
     augmentation: AugmentationConfig,
     config: TargetsConfig,
@@ -114,7 +128,7 @@ def _build_shard(
     path: Path,
     info: ShardInfo,
     folder: Path,
-    teacher: Teacher,
+    teacher: TargetModel,
     identity: CacheIdentity,
     augmentation: AugmentationConfig,
     config: TargetsConfig,
@@ -147,7 +161,7 @@ def _build_shard(
     return record
 
 
-def _forward(teacher: Teacher, pixels: torch.Tensor) -> torch.Tensor:
+def _forward(teacher: TargetModel, pixels: torch.Tensor) -> torch.Tensor:
     device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
     targets: torch.Tensor = teacher(pixels.to(device, non_blocking=True))
     return targets

@@ -47,9 +47,12 @@ class TargetsConfig:
     views: int = 1
     """Cached views per image: 1 is the canonical view; as many as epochs equals the online teacher."""
     dir: str | None = None
-    """Folder of the cache; by default inside each shard folder."""
+    """Folder of caches, one below it for each shard folder and teacher; by default inside each shard folder."""
     batch_size: int = 64
     """Images per teacher forward while building."""
+    frozen_tokens: bool = False
+    """Cache the tokens of a frozen image encoder too: no image is decoded or encoded in training, all are shown in
+    their canonical view."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("cache", "online"):
@@ -106,11 +109,10 @@ class ShardTargets:
     """Images without a target (their rows are NaN), by reason."""
 
 
-def cache_dir(shards_dir: Path, identity: CacheIdentity, config: TargetsConfig, single: bool) -> Path:
-    """Folder of the cache of one dataset folder; ``single``: it is the run's only dataset folder."""
-    if config.dir is None:
-        return shards_dir / "targets" / identity.folder_name
-    return Path(config.dir) if single else Path(config.dir) / shards_dir.resolve().name
+def cache_dir(shards_dir: Path, identity: CacheIdentity, config: TargetsConfig) -> Path:
+    """Folder of the cache of one dataset folder."""
+    parent = shards_dir / "targets" if config.dir is None else Path(config.dir) / shards_dir.resolve().name
+    return parent / identity.folder_name
 
 
 def load_identity(folder: Path) -> dict[str, Any] | None:
@@ -204,9 +206,8 @@ def shard_folders(
     shards: ImageTextShards, identity: CacheIdentity, config: TargetsConfig
 ) -> Iterator[tuple[Path, ShardInfo, Path, int]]:
     """(tar path, its manifest entry, its cache folder, number of its first image) of every data shard."""
-    single = len({path.parent for path, _, _ in shards.shards}) == 1
     for path, info, first in shards.shards:
-        yield path, info, cache_dir(path.parent, identity, config, single), first
+        yield path, info, cache_dir(path.parent, identity, config), first
 
 
 class TargetCache:

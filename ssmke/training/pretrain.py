@@ -6,10 +6,8 @@ phases that the cost ledger distinguishes and with the clean end that every way 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,24 +18,27 @@ from ssmke.cost.meter import CostMeter
 from ssmke.data.atomic import write_json
 from ssmke.data.dataset import ImageTextShards
 from ssmke.data.stream import BatchStream, PairBatches, StreamPlan
-from ssmke.errors import CheckpointError, ConfigError
+from ssmke.errors import CheckpointError
 from ssmke.evaluation.embed import embed_split
 from ssmke.evaluation.retrieval import RetrievalMetrics, retrieval_metrics
 from ssmke.evaluation.sheet import retrieval_sheet
-from ssmke.models.student import SSMKE
-from ssmke.models.teachers import Teacher, build_teacher
-from ssmke.objectives.bank import TargetBank
 from ssmke.objectives.gather import rank, world_size
-from ssmke.objectives.pretraining import SSMKEPretraining
 from ssmke.recipes import Recipe
-from ssmke.targets.build import build_targets
-from ssmke.targets.cache import CacheIdentity, TargetCache
 from ssmke.tracking import Tracker
 from ssmke.training import checkpoint, ds_config
 from ssmke.training.control import Control
 from ssmke.training.engine import Engine
 from ssmke.training.loop import LoopConfig, Outcome, train
 from ssmke.training.optimizer import Schedule
+from ssmke.training.prepare import (
+    Say,
+    build_module,
+    fill_bank,
+    load_teacher,
+    open_shards,
+    prepare_targets,
+    prepare_tokens,
+)
 from ssmke.training.progress import Progress
 from ssmke.training.ranks import Placement, barrier, on_rank_zero
 from ssmke.training.results import closing_table
@@ -45,8 +46,6 @@ from ssmke.training.run_folder import RunFolder, open_run, truncate_metrics
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Say = Callable[[str], None]
 
 
 def pretrain(recipe: Recipe, deepspeed_config: str, placement: Placement) -> None:
@@ -135,6 +134,9 @@ def _run(
         cache = prepare_targets(recipe, shards, teacher, say)
     with meter.phase("setup"):
         module = build_module(recipe, teacher, device, say)
+    with meter.phase("target_cache"):
+        tokens = prepare_tokens(recipe, shards, module.student, say)
+    with meter.phase("setup"):
         plan = StreamPlan(
             shards.pairs, recipe.optim.batch_size, recipe.optim.epochs, recipe.seed, rank(), world_size()
         )
@@ -150,6 +152,7 @@ def _run(
             module.student.image_size,
             recipe.data.augmentation,
             cache,
+            tokens,
         )
         stream = BatchStream(batches, recipe.data.stream, start, pin=device.type == "cuda")
     meter.note(parameters=module.student.parameter_table()["total"], pairs_per_epoch=shards.pairs)
@@ -200,109 +203,6 @@ def _run(
         _conclude(recipe, run, plan, progress, outcome, meter, tracker, found)
     barrier()
     return outcome
-
-
-def open_shards(recipe: Recipe, say: Say) -> ImageTextShards:
-    """The training split; renders the scenes first where the recipe says so and they are missing (rank 0)."""
-    data = recipe.data
-    if data.make == "scenes" and not (Path(data.shards[0]) / "manifest.json").exists():
-        from ssmke.data.sources.scenes import ScenesConfig, write_scenes
-
-        say(f"rendering scenes into {data.shards[0]}")
-        on_rank_zero(lambda: write_scenes(data.shards[0], ScenesConfig(), workers=2))
-    shards = ImageTextShards.open(data.shards, data.split)
-    ImageTextShards.open(data.shards, data.eval_split)
-    say(f"data {', '.join(data.shards)}: {shards.images:,} images, {shards.pairs:,} pairs in {data.split}")
-    return shards
-
-
-def load_teacher(recipe: Recipe, device: torch.device, say: Say) -> Teacher | None:
-    """The frozen teacher on ``device``, None without distillation."""
-    if recipe.loss.distillation == "none":
-        return None
-    torch.manual_seed(recipe.seed)
-    teacher = build_teacher(recipe.teacher).to(device)
-    say(f"teacher {teacher.name} ({teacher.output}, {teacher.dim}): {teacher.load_report}")
-    return teacher
-
-
-def identity_of(recipe: Recipe, teacher: Teacher) -> CacheIdentity:
-    """The cache that ``recipe`` needs of ``teacher``."""
-    return CacheIdentity.of(
-        teacher.describe(), teacher.image_size, recipe.targets.views, recipe.data.augmentation
-    )
-
-
-def prepare_targets(
-    recipe: Recipe, shards: ImageTextShards, teacher: Teacher | None, say: Say
-) -> TargetCache | None:
-    """Opens the target cache, after computing what is missing; None without teacher or with an online one."""
-    if teacher is None or recipe.targets.mode == "online":
-        return None
-    identity = identity_of(recipe, teacher)
-    counted = _Counted(shards.images // world_size(), say)
-    report = build_targets(shards, teacher, identity, recipe.data.augmentation, recipe.targets, counted)
-    if report.images:
-        say(
-            f"targets: {report.images:,} images x {identity.views} views in {report.seconds:.1f} device-seconds "
-            f"({report.images * identity.views / report.seconds:,.0f}/s), {report.reused:,} reused, {report.bad} bad"
-        )
-    else:
-        say(f"targets: all {report.reused:,} images cached already")
-    return TargetCache.open(shards, identity, recipe.targets)
-
-
-class _Counted:
-    """Says every 15 seconds how far this rank's part of the target cache is."""
-
-    def __init__(self, images: int, say: Say) -> None:
-        self.images, self.done = images, 0
-        self._say, self._spoke = say, time.monotonic()
-
-    def __call__(self, images: int) -> None:
-        self.done += images
-        if time.monotonic() - self._spoke > 15:
-            self._say(f"targets: {self.done:,} of about {self.images:,} images of rank 0")
-            self._spoke = time.monotonic()
-
-
-def build_module(recipe: Recipe, teacher: Teacher | None, device: torch.device, say: Say) -> SSMKEPretraining:
-    """Student and objective, initialised alike on all ranks."""
-    torch.manual_seed(recipe.seed)
-    wanted = recipe.model.prediction_dim
-    if teacher is not None and wanted not in (None, teacher.dim):
-        raise ConfigError(f"--model.prediction-dim {wanted} is not the teacher's {teacher.dim}: leave it out")
-    model = dataclasses.replace(recipe.model, prediction_dim=teacher.dim if teacher is not None else wanted)
-    student = SSMKE(model)
-    if teacher is not None and recipe.targets.mode == "online" and teacher.image_size != student.image_size:
-        raise ConfigError(
-            f"the teacher sees {teacher.image_size} pixels, the student {student.image_size}: an online teacher "
-            "needs the same; set --teacher.image-size, or use --targets.mode cache"
-        )
-    say(f"image encoder {model.image.name}: {student.image_encoder.load_report}")
-    say(f"text encoder {model.text.name}: {student.text_encoder.load_report}")
-    counts = {name: f"{n / 1e6:.2f}M" for name, n in student.parameter_table().items()}
-    say("student " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    return SSMKEPretraining(student.to(device), recipe.loss, device)
-
-
-def fill_bank(
-    recipe: Recipe,
-    bank: TargetBank | None,
-    cache: TargetCache | None,
-    shards: ImageTextShards,
-    device: torch.device,
-) -> None:
-    """Fills the bank from the cache before step 0, with distinct images chosen by the seed."""
-    if bank is None or cache is None or recipe.loss.bank != "cache":
-        return
-    from ssmke.objectives.contrast import normalise
-
-    generator = torch.Generator().manual_seed(recipe.seed)
-    images = torch.randperm(shards.images, generator=generator)[: bank.size]
-    rows = torch.from_numpy(cache.rows(images.numpy()).astype("float32"))
-    known = rows.isfinite().all(dim=1)
-    bank.push(normalise(rows[known]).to(device), images[known].to(device))
 
 
 def _resume(run: RunFolder, engine: Engine, say: Say) -> int:

@@ -22,7 +22,7 @@ from ssmke.data.stream import canonical_view
 from ssmke.errors import BadSample, ConfigError, TargetCacheError
 from ssmke.models.teachers import Teacher, TeacherConfig, build_teacher
 from ssmke.targets.build import build_targets
-from ssmke.targets.cache import CacheIdentity, TargetCache, TargetsConfig, rows_path
+from ssmke.targets.cache import CacheIdentity, TargetCache, TargetsConfig, cache_dir, rows_path
 from ssmke.targets.verify import verify_targets
 
 AUGMENTATION = AugmentationConfig(crop_min=0.5)
@@ -116,12 +116,16 @@ def test_a_cache_survives_pickling_for_workers(copied: ImageTextShards, teacher:
     ],
 )
 def test_another_teacher_is_refused_with_the_difference(
-    change: dict[str, object], named: str, copied: ImageTextShards, teacher: Teacher
+    change: dict[str, object], named: str, copied: ImageTextShards, teacher: Teacher, tmp_path: Path
 ) -> None:
-    build(copied, teacher)
-    folder = copied.shards[0][0].parent / "targets" / identity_of(teacher).folder_name
+    config = TargetsConfig(dir=str(tmp_path / "caches"))
+    build_targets(copied, teacher, identity_of(teacher), AUGMENTATION, config)
     other = CacheIdentity.of({**teacher.describe(), **change}, teacher.image_size, 1, AUGMENTATION)
-    config = TargetsConfig(dir=str(folder))
+    if "name" in change:  # another name is another folder; this one is put where it will be looked for
+        built, wanted = (
+            cache_dir(copied.shards[0][0].parent, i, config) for i in (identity_of(teacher), other)
+        )
+        built.rename(wanted)
     for action in (
         lambda: TargetCache.open(copied, other, config),
         lambda: build_targets(copied, teacher, other, AUGMENTATION, config),

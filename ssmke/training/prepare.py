@@ -1,0 +1,145 @@
+"""What a run needs before its first step: shards, teacher, cached targets, the objective, a filled bank.
+
+Each function takes the recipe and gives the one thing; all are collective over ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ssmke.data.dataset import ImageTextShards
+from ssmke.errors import ConfigError
+from ssmke.models.student import SSMKE
+from ssmke.models.teachers import Teacher, build_teacher
+from ssmke.objectives.bank import TargetBank
+from ssmke.objectives.contrast import normalise
+from ssmke.objectives.gather import world_size
+from ssmke.objectives.pretraining import SSMKEPretraining
+from ssmke.recipes import Recipe
+from ssmke.targets.build import TargetModel, build_targets
+from ssmke.targets.cache import CacheIdentity, TargetCache
+from ssmke.targets.frozen import FrozenTokens
+from ssmke.training.ranks import on_rank_zero
+
+Say = Callable[[str], None]
+
+
+def open_shards(recipe: Recipe, say: Say) -> ImageTextShards:
+    """The training split; renders the scenes first where the recipe says so and they are missing (rank 0)."""
+    data = recipe.data
+    if data.make == "scenes" and not (Path(data.shards[0]) / "manifest.json").exists():
+        from ssmke.data.sources.scenes import ScenesConfig, write_scenes
+
+        say(f"rendering scenes into {data.shards[0]}")
+        on_rank_zero(lambda: write_scenes(data.shards[0], ScenesConfig(), workers=2))
+    shards = ImageTextShards.open(data.shards, data.split)
+    ImageTextShards.open(data.shards, data.eval_split)
+    say(f"data {', '.join(data.shards)}: {shards.images:,} images, {shards.pairs:,} pairs in {data.split}")
+    return shards
+
+
+def load_teacher(recipe: Recipe, device: torch.device, say: Say) -> Teacher | None:
+    """The frozen teacher on ``device``, None without distillation."""
+    if recipe.loss.distillation == "none":
+        return None
+    torch.manual_seed(recipe.seed)
+    teacher = build_teacher(recipe.teacher).to(device)
+    say(f"teacher {teacher.name} ({teacher.output}, {teacher.dim}): {teacher.load_report}")
+    return teacher
+
+
+def identity_of(recipe: Recipe, teacher: Teacher) -> CacheIdentity:
+    """The cache that ``recipe`` needs of ``teacher``."""
+    return CacheIdentity.of(
+        teacher.describe(), teacher.image_size, recipe.targets.views, recipe.data.augmentation
+    )
+
+
+def prepare_targets(
+    recipe: Recipe, shards: ImageTextShards, teacher: Teacher | None, say: Say
+) -> TargetCache | None:
+    """Opens the target cache, after computing what is missing; None without teacher or with an online one."""
+    if teacher is None or recipe.targets.mode == "online":
+        return None
+    return _built(recipe, shards, teacher, identity_of(recipe, teacher), say)
+
+
+def prepare_tokens(recipe: Recipe, shards: ImageTextShards, student: SSMKE, say: Say) -> TargetCache | None:
+    """The cached tokens of the student's frozen image encoder, where the recipe wants them."""
+    if not recipe.targets.frozen_tokens:
+        return None
+    encoder = FrozenTokens(student.image_encoder, student.config.image)
+    identity = CacheIdentity.of(encoder.describe(), encoder.image_size, 1, recipe.data.augmentation)
+    return _built(recipe, shards, encoder, identity, say)
+
+
+def _built(
+    recipe: Recipe, shards: ImageTextShards, model: TargetModel, identity: CacheIdentity, say: Say
+) -> TargetCache:
+    what = f"{identity.teacher['name']} {identity.teacher['output']}"
+    counted = _Counted(shards.images // world_size(), what, say)
+    report = build_targets(shards, model, identity, recipe.data.augmentation, recipe.targets, counted)
+    if report.images:
+        say(
+            f"{what}: {report.images:,} images x {identity.views} views in {report.seconds:.1f} device-seconds "
+            f"({report.images * identity.views / report.seconds:,.0f}/s), {report.reused:,} reused, {report.bad} bad"
+        )
+    else:
+        say(f"{what}: all {report.reused:,} images cached already")
+    return TargetCache.open(shards, identity, recipe.targets)
+
+
+class _Counted:
+    """Says every 15 seconds how far this rank's part of the target cache is."""
+
+    def __init__(self, images: int, what: str, say: Say) -> None:
+        self.images, self.done, self.what = images, 0, what
+        self._say, self._spoke = say, time.monotonic()
+
+    def __call__(self, images: int) -> None:
+        self.done += images
+        if time.monotonic() - self._spoke > 15:
+            self._say(f"{self.what}: {self.done:,} of about {self.images:,} images of rank 0")
+            self._spoke = time.monotonic()
+
+
+def build_module(recipe: Recipe, teacher: Teacher | None, device: torch.device, say: Say) -> SSMKEPretraining:
+    """Student and objective, initialised alike on all ranks."""
+    torch.manual_seed(recipe.seed)
+    wanted = recipe.model.prediction_dim
+    if teacher is not None and wanted not in (None, teacher.dim):
+        raise ConfigError(f"--model.prediction-dim {wanted} is not the teacher's {teacher.dim}: leave it out")
+    model = dataclasses.replace(recipe.model, prediction_dim=teacher.dim if teacher is not None else wanted)
+    student = SSMKE(model)
+    if teacher is not None and recipe.targets.mode == "online" and teacher.image_size != student.image_size:
+        raise ConfigError(
+            f"the teacher sees {teacher.image_size} pixels, the student {student.image_size}: an online teacher "
+            "needs the same; set --teacher.image-size, or use --targets.mode cache"
+        )
+    say(f"image encoder {model.image.name}: {student.image_encoder.load_report}")
+    say(f"text encoder {model.text.name}: {student.text_encoder.load_report}")
+    counts = {name: f"{n / 1e6:.2f}M" for name, n in student.parameter_table().items()}
+    say("student " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    return SSMKEPretraining(student.to(device), recipe.loss, device)
+
+
+def fill_bank(
+    recipe: Recipe,
+    bank: TargetBank | None,
+    cache: TargetCache | None,
+    shards: ImageTextShards,
+    device: torch.device,
+) -> None:
+    """Fills the bank from the cache before step 0, with distinct images chosen by the seed."""
+    if bank is None or cache is None or recipe.loss.bank != "cache":
+        return
+    generator = torch.Generator().manual_seed(recipe.seed)
+    images = torch.randperm(shards.images, generator=generator)[: bank.size]
+    rows = torch.from_numpy(cache.rows(images.numpy()).astype("float32"))
+    known = rows.isfinite().all(dim=1)
+    bank.push(normalise(rows[known]).to(device), images[known].to(device))
