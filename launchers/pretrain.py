@@ -10,20 +10,24 @@ from __future__ import annotations
 import os
 import sys
 
-from ssmke.errors import SSMKEError
+from ssmke.errors import ConfigError, SSMKEError
 from ssmke.recipes import parse
 from ssmke.training.launch import launch
 
 
 def main() -> int:
     """Returns the exit code: 0 done or stopped with a checkpoint, 2 for an error that the user can mend."""
+    rank = os.environ.get("RANK", "0")
     try:
         invocation = parse(sys.argv[1:])
         launch(invocation, os.environ)
     except SSMKEError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if rank == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        elif not (error.told or isinstance(error, ConfigError)):
+            print(f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
+        # Not sys.exit: tearing down a process group waits for ranks that may never come.
+        os._exit(2)
     return 0
 
 

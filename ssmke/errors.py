@@ -11,6 +11,9 @@ from __future__ import annotations
 class SSMKEError(Exception):
     """Root of all errors whose message is meant for the user."""
 
+    told = False
+    """True on a rank whose error rank 0 has too, and prints."""
+
 
 class ConfigError(SSMKEError):
     """A recipe, flag or DeepSpeed JSON that is wrong, unknown, or contradicts another."""

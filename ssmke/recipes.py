@@ -103,6 +103,8 @@ class Recipe:
     """Stop cleanly after so many steps of this attempt, as SIGTERM would: for queues with short limits."""
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"--seed {self.seed}: must be 0 or more")
         if self.log_every < 1:
             raise ConfigError(f"--log-every {self.log_every}: must be at least 1")
         if self.evaluate_every < 0:

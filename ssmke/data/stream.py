@@ -17,6 +17,7 @@ Notable:
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -55,6 +56,10 @@ class TargetRows(Protocol):
     def row(self, image: int, view: int) -> npt.NDArray[np.float16]:
         """Target of view ``view`` of image number ``image``, [D]."""
         ...
+
+
+WORKER_GRACE_SECONDS = 120
+"""How long a data worker outlives a SIGTERM."""
 
 
 @dataclass
@@ -262,7 +267,7 @@ class BatchStream:
             num_workers=config.workers,
             prefetch_factor=config.prefetch if config.workers else None,
             pin_memory=pin,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_start_worker,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -277,5 +282,9 @@ class BatchStream:
             yield batch
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    # A stop reaches every process of the job, but the rank still needs its batches to finish the step and save.
+    # It ends its workers itself; the alarm is for a rank that cannot.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -182,9 +184,23 @@ class SSMKE(nn.Module):
 
     def save_pretrained(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
         """Writes config.json, model.safetensors and the tokenizer; ``state`` replaces the module's own."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        target = Path(folder)
+        folder = target.with_name(f".{target.name}.partial")
         state = self.state_dict() if state is None else state
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            self._write_into(folder, state)
+            if target.exists():
+                shutil.rmtree(target)
+            folder.replace(target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise WeightsError(
+                f"the model cannot be written to {target} ({error}): free space, or choose another"
+            ) from error
+
+    def _write_into(self, folder: Path, state: dict[str, Tensor]) -> None:
         save_file(
             {name: value.contiguous().cpu() for name, value in state.items()}, folder / "model.safetensors"
         )

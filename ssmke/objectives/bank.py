@@ -25,6 +25,8 @@ class TargetBank:
         self.ids = torch.full((size,), -1, dtype=torch.int64, device=device)  # [G]
         self.filled = 0
         self.cursor = 0
+        self.whole = False
+        """Every image of the data is in it: nothing is left to push."""
 
     def __len__(self) -> int:
         return self.filled
@@ -35,6 +37,8 @@ class TargetBank:
 
     def push(self, targets: Tensor, ids: Tensor) -> None:
         """Adds normalised targets [B, D] with image ids [B]; the oldest rows make room."""
+        if self.whole:
+            return
         targets, ids = targets[-self.size :], ids[-self.size :]
         slots = (torch.arange(targets.shape[0], device=self.ids.device) + self.cursor) % self.size
         self.rows[slots] = targets.to(self.rows)
@@ -46,9 +50,10 @@ class TargetBank:
         """The valid rows and the ring position, for checkpoints."""
         return {
             "size": self.size,
-            "rows": self.rows[: self.filled].cpu(),
-            "ids": self.ids[: self.filled].cpu(),
+            "rows": self.rows[: self.filled].cpu().clone(),
+            "ids": self.ids[: self.filled].cpu().clone(),
             "cursor": self.cursor,
+            "whole": self.whole,
         }
 
     def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
@@ -63,6 +68,6 @@ class TargetBank:
                 f"--loss.bank-size and teacher make it {self.size} x {self.rows.shape[1]}; resume with the "
                 "checkpoint's recipe, or start a new run with --resume none"
             )
-        self.filled, self.cursor = rows.shape[0], cursor
+        self.filled, self.cursor, self.whole = rows.shape[0], cursor, bool(state["whole"])
         self.rows[: self.filled] = rows.to(self.rows)
         self.ids[: self.filled] = ids.to(self.ids)

@@ -165,7 +165,7 @@ class SSMKEPretraining(nn.Module):
 
     @torch.enable_grad()
     def _gradients(self, outputs: Outputs, batch: Batch) -> tuple[Losses, dict[str, Tensor]]:
-        leaves = {name: value.detach().requires_grad_() for name, value in outputs.items()}
+        leaves = {name: value.detach().float().requires_grad_() for name, value in outputs.items()}
         leaves |= {
             f"log_scale_{name}": value.detach().clone().requires_grad_()
             for name, value in self._log_scales().items()

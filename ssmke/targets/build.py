@@ -145,7 +145,13 @@ def _build_shard(
     for images, crops in _crops(index, identity, augmentation, config.batch_size, bad):
         pixels = torch.from_numpy(np.concatenate(crops))  # [B * V, 3, S, S]
         targets = torch.cat([_forward(teacher, part) for part in pixels.split(config.batch_size)])
-        rows[images] = targets.reshape(len(images), identity.views, -1).half().cpu().numpy()
+        halves = targets.reshape(len(images), identity.views, -1).half()
+        if not bool(halves.isfinite().all()):
+            raise TargetCacheError(
+                f"the teacher's targets for {path} do not fit into fp16 or are not numbers: its weights or "
+                "normalisation are not what it was trained with"
+            )
+        rows[images] = halves.cpu().numpy()
         progress(len(images))
     make_folder(folder)
     with atomic_writer(rows_path(folder, info.file)) as file:
@@ -153,6 +159,7 @@ def _build_shard(
     record = ShardTargets(
         images=info.images,
         keys_sha256=info.keys_sha256,
+        shard_sha256=info.sha256,
         sha256=file.sha256,
         seconds=time.perf_counter() - begin,
         bad=bad,

@@ -19,6 +19,7 @@ Size: N x V x D x 2 bytes; 2.78M images x 768 = 4.3 GB per view. Rows are read t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssmke.data.atomic import make_folder, write_json
-from ssmke.data.augmentation import AugmentationConfig
+from ssmke.data.augmentation import VERSION, AugmentationConfig
 from ssmke.data.dataset import ImageTextShards
 from ssmke.data.manifest import ShardInfo
 from ssmke.differences import differences
@@ -72,8 +73,8 @@ class CacheIdentity:
     image_size: int
     """Side of the crops in pixels."""
     views: int
-    augmentation: dict[str, float] | None
-    """Parameters of the crops; None for the canonical view alone."""
+    augmentation: dict[str, float]
+    """Version of the pixels; for more views than the canonical one, the parameters of the crops."""
     dtype: str = "float16"
 
     @classmethod
@@ -81,7 +82,7 @@ class CacheIdentity:
         cls, teacher: dict[str, Any], image_size: int, views: int, augmentation: AugmentationConfig
     ) -> CacheIdentity:
         """The identity of a cache of ``views`` views under ``augmentation``."""
-        return cls(teacher, image_size, views, augmentation.identity() if views > 1 else None)
+        return cls(teacher, image_size, views, augmentation.identity() if views > 1 else {"version": VERSION})
 
     @property
     def folder_name(self) -> str:
@@ -102,6 +103,8 @@ class ShardTargets:
 
     images: int
     keys_sha256: str
+    shard_sha256: str
+    """Digest of the data shard: the same keys may come to show other images."""
     sha256: str
     seconds: float
     """Device-seconds that it took."""
@@ -111,8 +114,13 @@ class ShardTargets:
 
 def cache_dir(shards_dir: Path, identity: CacheIdentity, config: TargetsConfig) -> Path:
     """Folder of the cache of one dataset folder."""
-    parent = shards_dir / "targets" if config.dir is None else Path(config.dir) / shards_dir.resolve().name
+    parent = shards_dir / "targets" if config.dir is None else Path(config.dir) / _unique_name(shards_dir)
     return parent / identity.folder_name
+
+
+def _unique_name(folder: Path) -> str:
+    path = folder.resolve()
+    return f"{path.name}-{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
 
 
 def load_identity(folder: Path) -> dict[str, Any] | None:
@@ -177,11 +185,11 @@ def load_record(folder: Path, info: ShardInfo, identity: CacheIdentity) -> Shard
         return None
     except (ValueError, TypeError) as error:
         raise TargetCacheError(f"{path} is damaged ({error}): remove it and build again") from None
-    if record.keys_sha256 != info.keys_sha256 or record.images != info.images:
+    if (record.keys_sha256, record.shard_sha256) != (info.keys_sha256, info.sha256):
         raise TargetCacheError(
-            f"{path} holds targets of {record.images} images (keys {record.keys_sha256[:12]}), but shard "
-            f"{info.file} now has {info.images} (keys {info.keys_sha256[:12]}): the shards were changed; "
-            f"{_rebuild(folder)}"
+            f"{path} holds targets of {record.images} images (keys {record.keys_sha256[:12]}, file "
+            f"{record.shard_sha256[:12]}), but shard {info.file} now has {info.images} (keys {info.keys_sha256[:12]}, "
+            f"file {info.sha256[:12]}): the shards were changed; {_rebuild(folder)}"
         )
     open_rows(rows_path(folder, info.file), (info.images, identity.views, int(identity.teacher["dim"])))
     return record

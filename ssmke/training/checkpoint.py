@@ -55,6 +55,8 @@ class Progress:
     """Pairs seen."""
     lineage: str
     """Identity of the run over all its attempts."""
+    data: str = ""
+    """Digest of the training shards: the order of pairs is a function of them."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,14 @@ def save(
 ) -> Path:
     """Saves a checkpoint (collective) and removes what exceeds ``keep``; returns its folder.
 
-    A full disk or a folder without write permission is a `CheckpointError` on every rank; earlier checkpoints
-    stay as they are.
+    Too little space or a folder without write permission is a `CheckpointError` on every rank before anything is
+    written; a disk that fills meanwhile, one on the rank that met it. Earlier checkpoints stay as they are.
     """
     path = folder / f"step-{progress.step:08d}"
     _require_space(folder, module)
     try:
-        if rank() == 0 and path.exists():
-            shutil.rmtree(path)
+        if rank() == 0:
+            _remove_from(folder, progress.step)
         barrier()
         state: dict[str, Any] = {"progress": asdict(progress)}
         if module.bank is not None:
@@ -115,6 +117,14 @@ def save(
         _prune(folder, config.keep)
     barrier()
     return path
+
+
+def _remove_from(folder: Path, step: int) -> None:
+    """Removes checkpoints of ``step`` and later: of an attempt that this one has gone back before."""
+    for path in folder.glob("step-*"):
+        if path.name >= f"step-{step:08d}":
+            (path / COMPLETE).unlink(missing_ok=True)
+            shutil.rmtree(path)
 
 
 def _prune(folder: Path, keep: int) -> None:

@@ -21,9 +21,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ssmke.errors import SSMKEError
 from ssmke.objectives.gather import world_size
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stopped(SSMKEError):
+    """A run was asked to stop before its training loop, which would have saved a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,18 @@ class Control:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
 
+    def check(self) -> None:
+        """Raises `Stopped` when this rank was asked to stop; for long work outside the training loop."""
+        self._notice_launcher()
+        if self.signal is not None:
+            raise Stopped(
+                f"stopped by {self.signal}; what is finished is kept, the same command goes on from there"
+            )
+
+    def _notice_launcher(self) -> None:
+        if self.signal is None and self._launcher is not None and _grandparent() != self._launcher:
+            self.signal = "the end of the launcher"
+
     def agree(self, *, save: bool) -> Decision:
         """What all ranks decided one step ago; call once per step on every rank."""
         if self._pending is not None:
@@ -68,8 +85,7 @@ class Control:
             decision = Decision(stop=bool(wishes[0]), save=bool(wishes[1]))
         else:
             decision = Decision(stop=False, save=False)
-        if self.signal is None and self._launcher is not None and _grandparent() != self._launcher:
-            self.signal = "the end of the launcher"
+        self._notice_launcher()
         wishes = torch.tensor([int(self.signal is not None), int(save)])
         work = (
             dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self._group, async_op=True)

@@ -34,10 +34,8 @@ def launch(invocation: Invocation, environment: Mapping[str, str]) -> None:
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // placement.local_size))
     deepspeed.init_distributed()
-    try:
-        pretrain(invocation.recipe, invocation.deepspeed_config, placement)
-    finally:
-        dist.destroy_process_group()
+    pretrain(invocation.recipe, invocation.deepspeed_config, placement)
+    dist.destroy_process_group()
 
 
 def stand_alone() -> None:

@@ -81,17 +81,24 @@ def train(
         progress.add(step, batch, losses, rate, waited)
         due = config.checkpoint.minutes > 0 and time.monotonic() - last_save > 60 * config.checkpoint.minutes
         decision = control.agree(save=due)
+        last = step == plan.steps
         epoch_ends = step % plan.steps_per_epoch == 0
         limit = config.stop_after is not None and step - start >= config.stop_after
-        stopping = (decision.stop or limit) and step < plan.steps
-        if step % config.log_every == 0 or step == plan.steps or epoch_ends or stopping:
-            progress.report(step, dict(skipped))
-        if (decision.save or stopping or (epoch_ends and config.checkpoint.every_epoch)) and saved != step:
+        stopping = (decision.stop or limit) and not last
+        # A wish is answered one step later, when the next one is already on its way: it must not save again.
+        wished = decision.save and step - saved > 1
+        saving = wished or stopping or last or (epoch_ends and config.checkpoint.every_epoch)
+        evaluating = not stopping and _evaluates(config.evaluate_every, step, plan)
+        if saving or evaluating or step % config.log_every == 0:
+            # Before a save, so that no checkpoint holds what a loss that is not a number made.
+            with meter.phase("train"):
+                progress.report(step, dict(skipped))
+        if saving:
             with meter.phase("checkpoint"):
                 save(step)
             saved, last_save = step, time.monotonic()
             progress.resume_clock()
-        if _evaluates(config.evaluate_every, step, plan):
+        if evaluating:
             with meter.phase("evaluation"):
                 evaluate(step)
             progress.resume_clock()

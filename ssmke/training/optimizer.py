@@ -52,7 +52,10 @@ class OptimConfig:
         for flag, value, low in (("batch-size", self.batch_size, 1), ("epochs", self.epochs, 1)):
             if value < low:
                 raise ConfigError(f"--optim.{flag} {value}: must be at least {low}")
-        for flag, rate in (("lr", self.lr), ("min-lr", self.min_lr), ("weight-decay", self.weight_decay)):
+        rates = {"lr": self.lr, "min-lr": self.min_lr, "weight-decay": self.weight_decay}
+        for flag, rate in (
+            rates | {"encoder-lr": self.lr if self.encoder_lr is None else self.encoder_lr}
+        ).items():
             if not (rate >= 0 and math.isfinite(rate)):
                 raise ConfigError(f"--optim.{flag} {rate}: must be a number of at least 0")
         if not 0 <= self.warmup <= 1:

@@ -27,20 +27,33 @@ from ssmke.targets.frozen import FrozenTokens
 from ssmke.training.ranks import on_rank_zero
 
 Say = Callable[[str], None]
+Check = Callable[[], None]
+"""Raises an `SSMKEError` when the run was asked to stop."""
 
 
 def open_shards(recipe: Recipe, say: Say) -> ImageTextShards:
     """The training split; renders the scenes first where the recipe says so and they are missing (rank 0)."""
     data = recipe.data
-    if data.make == "scenes" and not (Path(data.shards[0]) / "manifest.json").exists():
-        from ssmke.data.sources.scenes import ScenesConfig, write_scenes
-
-        say(f"rendering scenes into {data.shards[0]}")
-        on_rank_zero(lambda: write_scenes(data.shards[0], ScenesConfig(), workers=2))
+    if data.make == "scenes":
+        on_rank_zero(lambda: _render_scenes(data.shards[0], say))
+    on_rank_zero(lambda: _check_splits(recipe))
     shards = ImageTextShards.open(data.shards, data.split)
-    ImageTextShards.open(data.shards, data.eval_split)
     say(f"data {', '.join(data.shards)}: {shards.images:,} images, {shards.pairs:,} pairs in {data.split}")
     return shards
+
+
+def _render_scenes(folder: str, say: Say) -> None:
+    if (Path(folder) / "manifest.json").exists():
+        return
+    from ssmke.data.sources.scenes import ScenesConfig, write_scenes
+
+    say(f"rendering scenes into {folder}")
+    write_scenes(folder, ScenesConfig(), workers=2)
+
+
+def _check_splits(recipe: Recipe) -> None:
+    for split in (recipe.data.split, recipe.data.eval_split):
+        ImageTextShards.open(recipe.data.shards, split)
 
 
 def load_teacher(recipe: Recipe, device: torch.device, say: Say) -> Teacher | None:
@@ -61,28 +74,35 @@ def identity_of(recipe: Recipe, teacher: Teacher) -> CacheIdentity:
 
 
 def prepare_targets(
-    recipe: Recipe, shards: ImageTextShards, teacher: Teacher | None, say: Say
+    recipe: Recipe, shards: ImageTextShards, teacher: Teacher | None, say: Say, check: Check = lambda: None
 ) -> TargetCache | None:
     """Opens the target cache, after computing what is missing; None without teacher or with an online one."""
     if teacher is None or recipe.targets.mode == "online":
         return None
-    return _built(recipe, shards, teacher, identity_of(recipe, teacher), say)
+    return _built(recipe, shards, teacher, identity_of(recipe, teacher), say, check)
 
 
-def prepare_tokens(recipe: Recipe, shards: ImageTextShards, student: SSMKE, say: Say) -> TargetCache | None:
+def prepare_tokens(
+    recipe: Recipe, shards: ImageTextShards, student: SSMKE, say: Say, check: Check = lambda: None
+) -> TargetCache | None:
     """The cached tokens of the student's frozen image encoder, where the recipe wants them."""
     if not recipe.targets.frozen_tokens:
         return None
     encoder = FrozenTokens(student.image_encoder, student.config.image)
     identity = CacheIdentity.of(encoder.describe(), encoder.image_size, 1, recipe.data.augmentation)
-    return _built(recipe, shards, encoder, identity, say)
+    return _built(recipe, shards, encoder, identity, say, check)
 
 
 def _built(
-    recipe: Recipe, shards: ImageTextShards, model: TargetModel, identity: CacheIdentity, say: Say
+    recipe: Recipe,
+    shards: ImageTextShards,
+    model: TargetModel,
+    identity: CacheIdentity,
+    say: Say,
+    check: Check,
 ) -> TargetCache:
     what = f"{identity.teacher['name']} {identity.teacher['output']}"
-    counted = _Counted(shards.images // world_size(), what, say)
+    counted = _Counted(shards.images // world_size(), what, say, check)
     report = build_targets(shards, model, identity, recipe.data.augmentation, recipe.targets, counted)
     if report.images:
         say(
@@ -97,19 +117,22 @@ def _built(
 class _Counted:
     """Says every 15 seconds how far this rank's part of the target cache is."""
 
-    def __init__(self, images: int, what: str, say: Say) -> None:
+    def __init__(self, images: int, what: str, say: Say, check: Check) -> None:
         self.images, self.done, self.what = images, 0, what
-        self._say, self._spoke = say, time.monotonic()
+        self._say, self._check, self._spoke = say, check, time.monotonic()
 
     def __call__(self, images: int) -> None:
         self.done += images
+        self._check()
         if time.monotonic() - self._spoke > 15:
             self._say(f"{self.what}: {self.done:,} of about {self.images:,} images of rank 0")
             self._spoke = time.monotonic()
 
 
-def build_module(recipe: Recipe, teacher: Teacher | None, device: torch.device, say: Say) -> SSMKEPretraining:
-    """Student and objective, initialised alike on all ranks."""
+def build_module(
+    recipe: Recipe, teacher: Teacher | None, images: int, device: torch.device, say: Say
+) -> SSMKEPretraining:
+    """Student and objective, initialised alike on all ranks; the bank is no larger than the data's ``images``."""
     torch.manual_seed(recipe.seed)
     wanted = recipe.model.prediction_dim
     if teacher is not None and wanted not in (None, teacher.dim):
@@ -125,7 +148,8 @@ def build_module(recipe: Recipe, teacher: Teacher | None, device: torch.device, 
     say(f"text encoder {model.text.name}: {student.text_encoder.load_report}")
     counts = {name: f"{n / 1e6:.2f}M" for name, n in student.parameter_table().items()}
     say("student " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    return SSMKEPretraining(student.to(device), recipe.loss, device)
+    loss = dataclasses.replace(recipe.loss, bank_size=min(recipe.loss.bank_size, images))
+    return SSMKEPretraining(student.to(device), loss, device)
 
 
 def fill_bank(
@@ -143,3 +167,4 @@ def fill_bank(
     rows = torch.from_numpy(cache.rows(images.numpy()).astype("float32"))
     known = rows.isfinite().all(dim=1)
     bank.push(normalise(rows[known]).to(device), images[known].to(device))
+    bank.whole = len(images) == shards.images

@@ -17,6 +17,7 @@ import torch
 from ssmke.cost.meter import CostMeter
 from ssmke.data.atomic import write_json
 from ssmke.data.dataset import ImageTextShards
+from ssmke.data.shards import keys_digest
 from ssmke.data.stream import BatchStream, PairBatches, StreamPlan
 from ssmke.errors import CheckpointError
 from ssmke.evaluation.embed import embed_split
@@ -26,7 +27,7 @@ from ssmke.objectives.gather import rank, world_size
 from ssmke.recipes import Recipe
 from ssmke.tracking import Tracker
 from ssmke.training import checkpoint, ds_config
-from ssmke.training.control import Control
+from ssmke.training.control import Control, Stopped
 from ssmke.training.engine import Engine
 from ssmke.training.loop import LoopConfig, Outcome, train
 from ssmke.training.optimizer import Schedule
@@ -85,6 +86,9 @@ def pretrain(recipe: Recipe, deepspeed_config: str, placement: Placement) -> Non
         control.listen()
         outcome = _run(recipe, engine_config, run, meter, tracker, control, say, device, began)
         reason, status = ("finished", "FINISHED") if outcome.stopped is None else ("preempted", "KILLED")
+    except Stopped:
+        reason, status = "preempted", "KILLED"
+        raise
     except KeyboardInterrupt:
         reason, status = "interrupted", "KILLED"
         raise
@@ -131,17 +135,21 @@ def _run(
         shards = open_shards(recipe, say)
         teacher = load_teacher(recipe, device, say)
     with meter.phase("target_cache"):
-        cache = prepare_targets(recipe, shards, teacher, say)
+        cache = prepare_targets(recipe, shards, teacher, say, control.check)
     with meter.phase("setup"):
-        module = build_module(recipe, teacher, device, say)
+        module = build_module(recipe, teacher, shards.images, device, say)
+        parameters = module.student.parameter_table()["total"]
+        if recipe.targets.mode == "cache":
+            teacher = None
     with meter.phase("target_cache"):
-        tokens = prepare_tokens(recipe, shards, module.student, say)
+        tokens = prepare_tokens(recipe, shards, module.student, say, control.check)
     with meter.phase("setup"):
         plan = StreamPlan(
             shards.pairs, recipe.optim.batch_size, recipe.optim.epochs, recipe.seed, rank(), world_size()
         )
         engine = Engine(module, engine_config, recipe.optim, Schedule(recipe.optim, plan.steps))
-        start = _resume(run, engine, say)
+        data = keys_digest(info.sha256 for _, info, _ in shards.shards)
+        start = _resume(run, engine, data, say)
         if start == 0:
             fill_bank(recipe, module.bank, cache, shards, device)
         batches = PairBatches(
@@ -155,7 +163,7 @@ def _run(
             tokens,
         )
         stream = BatchStream(batches, recipe.data.stream, start, pin=device.type == "cuda")
-    meter.note(parameters=module.student.parameter_table()["total"], pairs_per_epoch=shards.pairs)
+    meter.note(parameters=parameters, pairs_per_epoch=shards.pairs)
     progress = Progress(run.metrics, plan, meter, tracker, say)
     micro, accumulation = engine_config.micro_batch, engine_config.accumulation
     say(
@@ -165,7 +173,7 @@ def _run(
     )
 
     def save(step: int) -> None:
-        state = checkpoint.Progress(step, step * plan.batch_size, run.lineage)
+        state = checkpoint.Progress(step, step * plan.batch_size, run.lineage, data)
         path = checkpoint.save(
             engine.deepspeed, module, run.checkpoints, state, recipe.checkpoint, engine_config.zero_stage
         )
@@ -185,7 +193,7 @@ def _run(
         plan,
         LoopConfig(recipe.checkpoint, recipe.log_every, recipe.evaluate_every, recipe.stop_after),
         start=start,
-        teacher=teacher if recipe.targets.mode == "online" else None,
+        teacher=teacher,
         meter=meter,
         progress=progress,
         control=control,
@@ -205,11 +213,16 @@ def _run(
     return outcome
 
 
-def _resume(run: RunFolder, engine: Engine, say: Say) -> int:
+def _resume(run: RunFolder, engine: Engine, data: str, say: Say) -> int:
     info = on_rank_zero(lambda: checkpoint.newest(run.checkpoints)) if run.resumed else None
     if info is None:
         on_rank_zero(lambda: truncate_metrics(run.metrics, 0))
         return 0
+    if info.progress.data != data:
+        raise CheckpointError(
+            f"{info.path} was trained on other shards than --data.shards now hold: the order of pairs would not go on; "
+            "restore them, or start a new run"
+        )
     done = checkpoint.load(engine.deepspeed, engine.module, info, engine.config.zero_stage)
     if done.lineage != run.lineage:
         raise CheckpointError(

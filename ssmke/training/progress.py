@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ssmke.cost.meter import CostMeter
+from ssmke.data.atomic import write_error
 from ssmke.data.batch import Batch
 from ssmke.data.stream import StreamPlan
 from ssmke.errors import SSMKEError
@@ -100,10 +101,13 @@ class Progress:
 
     def _write(self, window: Window, values: list[list[float]]) -> None:
         assert self._file is not None
-        for facts, row in zip(window.facts, values, strict=True):
-            line = {**facts, **dict(zip(self._names, row, strict=True))}
-            self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            for facts, row in zip(window.facts, values, strict=True):
+                line = {**facts, **dict(zip(self._names, row, strict=True))}
+                self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise write_error(Path(self._file.name), error) from error
 
     def _print(
         self, step: int, values: list[list[float]], seconds: float, window: Window, skipped: dict[str, int]

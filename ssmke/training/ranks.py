@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from ssmke.data.atomic import write_error
 from ssmke.errors import SSMKEError
 from ssmke.objectives.gather import rank, world_size
 
@@ -38,7 +40,9 @@ class Placement:
         return cls(
             local_rank=number("LOCAL_RANK", default=0),
             local_size=local_size,
-            node_rank=number("RANK", default=0) // local_size,
+            node_rank=number(
+                "CROSS_RANK", "GROUP_RANK", "SLURM_NODEID", default=number("RANK", default=0) // local_size
+            ),
             nodes=max(1, number("WORLD_SIZE", default=1) // local_size),
             environment=dict(environment),
         )
@@ -52,9 +56,12 @@ def on_rank_zero(function: Callable[[], T]) -> T:
             outcome[0] = function()
         except SSMKEError as error:
             outcome[1] = error
+        except OSError as error:
+            outcome[1] = write_error(Path(error.filename or "a file of the run"), error)
     if world_size() > 1:
         dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
+        outcome[1].told = rank() != 0
         raise outcome[1]
     result: T = outcome[0]
     return result

@@ -123,6 +123,26 @@ def test_the_run_stops_when_too_much_is_bad(shards: ImageTextShards, model: SSMK
         counter.add(batch)
 
 
+class Tokens(KeyedTargets):
+    """Cached tokens of a frozen encoder; image 0 has none."""
+
+    def row(self, image: int, view: int) -> np.ndarray:
+        return np.full(6, np.nan if image == 0 else image, dtype=np.float16)
+
+
+def test_cached_tokens_take_the_place_of_pixels(shards: ImageTextShards, model: SSMKE) -> None:
+    data = batches(shards, model)
+    data.tokens = Tokens(1)
+    reasons = set()
+    for step in range(len(data)):
+        batch = data[step]
+        assert batch.images.shape == (6, 6)
+        assert torch.equal(batch.images[:, 0].long(), batch.image_ids)
+        assert 0 not in batch.image_ids.tolist()
+        reasons |= {reason for _, reason in batch.skipped}
+    assert "image without cached target" in reasons
+
+
 @pytest.mark.parametrize("views", [1, 3])
 def test_the_student_sees_the_view_whose_target_it_gets(
     views: int, shards: ImageTextShards, model: SSMKE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -59,16 +60,26 @@ def test_another_number_of_ranks_is_refused_with_the_way_out(pretrain: Pretrain)
     assert "ds_to_universal" in run.output
 
 
-@pytest.mark.parametrize("target", ["the launcher", "one rank"])
+@pytest.mark.parametrize("target", ["the launcher", "one rank", "every process"])
 def test_sigterm_finishes_the_step_saves_and_ends(target: str, flags: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "terminated"
-    more = ["--run-dir", str(folder), "--optim.epochs", "400", "--log-every", "1"]
+    more = [
+        "--run-dir",
+        str(folder),
+        "--optim.epochs",
+        "400",
+        "--log-every",
+        "1",
+        "--data.stream.workers",
+        "1",
+    ]
     process = subprocess.Popen(
         start(ZERO2, 2, [*flags, *more]),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=environment(),
+        start_new_session=True,
     )
     metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
@@ -77,6 +88,8 @@ def test_sigterm_finishes_the_step_saves_and_ends(target: str, flags: list[str],
         time.sleep(0.1)
     if target == "the launcher":
         process.send_signal(signal.SIGTERM)
+    elif target == "every process":  # as a container's or SLURM's end does
+        os.killpg(process.pid, signal.SIGTERM)
     else:
         ranks = [
             p for p in psutil.Process(process.pid).children(recursive=True) if "--local_rank=1" in p.cmdline()

@@ -45,9 +45,7 @@ def test_one_rank_gives_the_curve_of_two(pretrain: Pretrain, unbroken: Run) -> N
     assert [line["lr"] for line in run.metrics] == [line["lr"] for line in unbroken.metrics]
 
 
-def test_bf16_trains_and_its_temperatures_are_kept_in_fp32(
-    pretrain: Pretrain, unbroken: Run, tmp_path: Path
-) -> None:
+def test_bf16_follows_the_curve_of_fp32(pretrain: Pretrain, unbroken: Run, tmp_path: Path) -> None:
     document = {**json.loads(ZERO2.read_text()), "bf16": {"enabled": True}}
     path = tmp_path / "bf16.json"
     path.write_text(json.dumps(document))

@@ -120,3 +120,13 @@ def test_a_damaged_model_folder_is_named(damage: object, message: str, model: SS
 def test_heads_that_do_not_divide_the_width_are_refused_by_flag() -> None:
     with pytest.raises(ConfigError, match=r"--model\.shared\.heads"):
         SharedConfig(dim=100, heads=12)
+
+
+def test_cached_tokens_give_what_the_pixels_give(model: SSMKE) -> None:
+    from ssmke.targets.frozen import FrozenTokens
+
+    model.image_encoder.requires_grad_(False)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    tokens = FrozenTokens(model.image_encoder, model.config.image)(images)
+    assert tokens.shape == (3, 17 * 32)
+    torch.testing.assert_close(model(images=tokens)["image.output"], model(images=images)["image.output"])

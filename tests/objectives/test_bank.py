@@ -51,3 +51,14 @@ def test_a_restored_bank_goes_on_as_if_never_stopped(pushes: int) -> None:
 def test_a_bank_of_another_size_is_refused_by_name() -> None:
     with pytest.raises(CheckpointError, match=r"--loss\.bank-size"):
         TargetBank(8, 4).load_state_dict(TargetBank(7, 4).state_dict())
+
+
+def test_a_bank_that_holds_every_image_takes_no_copies() -> None:
+    bank = TargetBank(4, 2)
+    bank.push(torch.eye(4)[:, :2], torch.arange(4))
+    bank.whole = True
+    bank.push(torch.ones(3, 2), torch.arange(3))
+    assert bank.columns()[1].tolist() == [0, 1, 2, 3]
+    copy = TargetBank(4, 2)
+    copy.load_state_dict(bank.state_dict())
+    assert copy.whole

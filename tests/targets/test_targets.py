@@ -201,3 +201,26 @@ def test_a_full_disk_leaves_finished_shards_and_names_the_file(
 def test_impossible_settings_are_refused_by_flag(values: dict[str, object], flag: str) -> None:
     with pytest.raises(ConfigError, match=rf"--targets\.{flag}"):
         TargetsConfig(**values)  # type: ignore[arg-type]
+
+
+def test_targets_that_do_not_fit_fp16_are_refused(copied: ImageTextShards, teacher: Teacher) -> None:
+    class Loud(Teacher):
+        """The teacher, far too loud."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) * 1e20
+
+    loud = Loud.__new__(Loud)
+    loud.__dict__ = teacher.__dict__
+    with pytest.raises(TargetCacheError, match="do not fit into fp16"):
+        build_targets(copied, loud, identity_of(teacher), AUGMENTATION, CONFIG)
+
+
+def test_other_images_under_the_same_keys_are_refused(copied: ImageTextShards, teacher: Teacher) -> None:
+    build(copied, teacher)
+    folder = copied.shards[0][0].parent
+    text = (folder / "manifest.json").read_text()
+    digest = copied.shards[0][1].sha256
+    (folder / "manifest.json").write_text(text.replace(digest, "a" * 64))
+    with pytest.raises(TargetCacheError, match="shards were changed"):
+        TargetCache.open(ImageTextShards.open([folder], "test"), identity_of(teacher), CONFIG)

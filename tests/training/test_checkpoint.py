@@ -63,6 +63,13 @@ def test_damage_is_said_and_the_one_before_is_used(damage: str, tmp_path: Path) 
     assert found.progress.step == 5
 
 
+def test_what_lies_after_the_step_that_a_run_went_back_to_is_removed(tmp_path: Path) -> None:
+    for step in (5, 9, 20):
+        write(tmp_path, step)
+    checkpoint._remove_from(tmp_path, 9)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000005"]
+
+
 def test_only_the_newest_complete_ones_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write(tmp_path, step)
