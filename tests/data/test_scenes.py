@@ -93,10 +93,10 @@ def test_relations_hold_in_the_geometry(seed: int) -> None:
         assert distance + first[0].radius < last[0].radius
     for thing in (thing for group in scene.groups for thing in group):
         # Nothing touches the border: a crop of 90 % of the area then cuts edges, never a whole thing.
-        assert thing.x - thing.radius > 0.03
-        assert thing.x + thing.radius < 0.97
-        assert thing.y - thing.radius > 0.03
-        assert thing.y + thing.radius < 0.97
+        assert thing.x - thing.radius > 0.02
+        assert thing.x + thing.radius < 0.98
+        assert thing.y - thing.radius > 0.02
+        assert thing.y + thing.radius < 0.98
 
 
 @given(st.integers(0, 2**32))
