@@ -89,9 +89,16 @@ def test_the_cost_report_lists_the_run(unbroken: Run) -> None:
     assert unbroken.folder.name in done.stdout
 
 
-def test_with_as_many_views_as_epochs_the_cache_equals_the_online_teacher(pretrain: Pretrain) -> None:
+@pytest.fixture(scope="module")
+def online(pretrain: Pretrain) -> Run:
+    """The run with the teacher in every step."""
+    return pretrain("--targets.mode", "online")
+
+
+def test_with_as_many_views_as_epochs_the_cache_equals_the_online_teacher(
+    online: Run, pretrain: Pretrain
+) -> None:
     cached = pretrain("--targets.views", "2")
-    online = pretrain("--targets.mode", "online")
     # fp16 targets: 5e-4 of a cosine, times a scale of about 14, over the batch.
     assert cached.losses == pytest.approx(online.losses, rel=2e-3)
     assert [line["keys"] for line in cached.metrics] == [line["keys"] for line in online.metrics]
