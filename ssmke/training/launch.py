@@ -19,7 +19,8 @@ def launch(invocation: Invocation, environment: Mapping[str, str]) -> None:
     """Joins the process group that the launcher's environment describes, trains, and leaves it.
 
     Works under ``deepspeed``, ``torchrun`` and SLURM scripts that set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
-    MASTER_PORT, and as a plain single process. On CPU the cores are shared out among the node's ranks.
+    MASTER_PORT, and as a plain single process. On CPU the cores are shared out
+    among the node's ranks, unless OMP_NUM_THREADS says how many each may use.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -30,7 +31,7 @@ def launch(invocation: Invocation, environment: Mapping[str, str]) -> None:
         stand_alone()
     if torch.cuda.is_available():
         get_accelerator().set_device(placement.local_rank)
-    else:
+    elif not environment.get("OMP_NUM_THREADS"):
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // placement.local_size))
     deepspeed.init_distributed()
