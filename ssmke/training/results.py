@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from ssmke.evaluation.retrieval import RetrievalMetrics, retrieval_table
 from ssmke.recipes import Recipe
@@ -25,7 +24,6 @@ def closing_table(
             metrics, f"{recipe.name}: {split}, {metrics.images:,} images, {metrics.captions:,} captions"
         )
     )
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     usd = results["usd"]
     for name, value in (
         (
@@ -43,5 +41,5 @@ def closing_table(
             f"ssmke evaluate retrieval --model {run.model} --data {recipe.data.shards[0]} --split {split}",
         ),
     ):
-        table.add_row(name, value)
-    console.print(table, soft_wrap=True)
+        # Unwrapped, so that a path or command can be copied whole.
+        console.print(f"{name:<13} {value}", soft_wrap=True, highlight=False, markup=False)
