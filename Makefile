@@ -11,7 +11,7 @@ export PATH := $(BIN):$(PATH)
 # Ranks where there is no GPU; with GPUs the launcher uses all of them.
 CPU_RANKS ?= 2
 
-.PHONY: demo test lint setup docs clean
+.PHONY: demo test lint setup clean
 
 setup: $(VENV)/.installed
 
