@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from ssmke.models.student import SSMKE
 from tests.e2e.runs import ROOT, ZERO2, Pretrain, Run
 
 pytestmark = pytest.mark.e2e
@@ -21,7 +23,9 @@ def test_all_stages_give_one_loss_curve(name: str, pretrain: Pretrain, unbroken:
     run = pretrain(config=ROOT / "ds_configs" / f"{name}.json")
     assert len(run.losses) == 16
     assert run.losses == pytest.approx(unbroken.losses, rel=2e-4)
-    assert (run.folder / "model" / "model.safetensors").exists()
+    ours, theirs = (SSMKE.from_pretrained(r.folder / "model") for r in (run, unbroken))
+    captions = ["a red dog", "two cat near grass"]
+    torch.testing.assert_close(ours.encode_text(captions), theirs.encode_text(captions), rtol=0, atol=5e-3)
 
 
 def test_no_zero_gives_the_same_curve(pretrain: Pretrain, unbroken: Run, tmp_path: Path) -> None:
