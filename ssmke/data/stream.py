@@ -18,7 +18,6 @@ Notable:
 from __future__ import annotations
 
 import signal
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ssmke.data.augmentation import AugmentationConfig, canonical_box, render, view_box
+from ssmke.data.augmentation import AugmentationConfig, render, view_box
 from ssmke.data.batch import Batch
 from ssmke.data.captions import clean_caption
 from ssmke.data.dataset import ImageTextShards
@@ -224,12 +223,6 @@ def shown_view(epoch: int, cached_views: int) -> int:
     return epoch % cached_views if cached_views > 1 else epoch
 
 
-def canonical_view(image_bytes: bytes, size: int) -> npt.NDArray[np.uint8]:
-    """The canonical view of an encoded image, uint8 [3, size, size]; raises `BadSample`."""
-    picture = decode_image(image_bytes)
-    return render(picture, canonical_box(*picture.size), False, size)
-
-
 class BadSampleCounter:
     """Counts skipped samples by reason, and says when they are too many."""
 
@@ -254,12 +247,10 @@ class BadSampleCounter:
 
 
 class BatchStream:
-    """Iterates the batches of a run from any step, and measures how long training waited for them."""
+    """Iterates the batches of a run from any step."""
 
     def __init__(self, batches: PairBatches, config: StreamConfig, start: int, pin: bool) -> None:
         self.bad = BadSampleCounter(config.max_bad)
-        self.waited = 0.0
-        """Seconds spent waiting for data so far."""
         self._loader: DataLoader[Batch] = DataLoader(
             batches,
             batch_size=None,
@@ -271,13 +262,7 @@ class BatchStream:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        iterator = iter(self._loader)
-        while True:
-            begin = time.perf_counter()
-            batch = next(iterator, None)
-            self.waited += time.perf_counter() - begin
-            if batch is None:
-                return
+        for batch in self._loader:
             self.bad.add(batch)
             yield batch
 

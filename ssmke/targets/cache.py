@@ -233,8 +233,10 @@ class TargetCache:
     def open(cls, shards: ImageTextShards, identity: CacheIdentity, config: TargetsConfig) -> TargetCache:
         """Checks identity and completeness of every shard; any gap is a `TargetCacheError`, before step 0."""
         files, firsts, missing = [], [], []
-        for _, info, folder, first in shard_folders(shards, identity, config):
-            if not check_identity(folder, identity) or load_record(folder, info, identity) is None:
+        work = list(shard_folders(shards, identity, config))
+        exists = {folder: check_identity(folder, identity) for folder in {folder for _, _, folder, _ in work}}
+        for _, info, folder, first in work:
+            if not exists[folder] or load_record(folder, info, identity) is None:
                 missing.append(f"{folder}/{Path(info.file).stem}.npy")
             files.append(rows_path(folder, info.file))
             firsts.append(first)

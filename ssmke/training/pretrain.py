@@ -19,7 +19,7 @@ from ssmke.data.atomic import write_json
 from ssmke.data.dataset import ImageTextShards
 from ssmke.data.shards import keys_digest
 from ssmke.data.stream import BatchStream, PairBatches, StreamPlan
-from ssmke.errors import CheckpointError
+from ssmke.errors import CheckpointError, SSMKEError
 from ssmke.evaluation.embed import embed_split
 from ssmke.evaluation.retrieval import RetrievalMetrics, retrieval_metrics
 from ssmke.evaluation.sheet import retrieval_sheet
@@ -27,7 +27,7 @@ from ssmke.objectives.gather import rank, world_size
 from ssmke.recipes import Recipe
 from ssmke.tracking import Tracker
 from ssmke.training import checkpoint, ds_config
-from ssmke.training.control import Control, Stopped
+from ssmke.training.control import Control
 from ssmke.training.engine import Engine
 from ssmke.training.loop import LoopConfig, Outcome, train
 from ssmke.training.optimizer import Schedule
@@ -86,8 +86,9 @@ def pretrain(recipe: Recipe, deepspeed_config: str, placement: Placement) -> Non
         control.listen()
         outcome = _run(recipe, engine_config, run, meter, tracker, control, say, device, began)
         reason, status = ("finished", "FINISHED") if outcome.stopped is None else ("preempted", "KILLED")
-    except Stopped:
-        reason, status = "preempted", "KILLED"
+    except SSMKEError:
+        if control.signal is not None:
+            reason, status = "preempted", "KILLED"
         raise
     except KeyboardInterrupt:
         reason, status = "interrupted", "KILLED"

@@ -14,11 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 from ssmke.data.atomic import HashingWriter, write_error
-from ssmke.data.augmentation import AugmentationConfig, render, view_box
+from ssmke.data.augmentation import AugmentationConfig, canonical_box, render, view_box
 from ssmke.data.dataset import ImageTextShards
 from ssmke.data.decode import decode_image
 from ssmke.data.shards import file_sha256
-from ssmke.data.stream import canonical_view
 from ssmke.errors import BadSample, ConfigError, TargetCacheError
 from ssmke.models.teachers import Teacher, TeacherConfig, build_teacher
 from ssmke.targets.build import build_targets
@@ -63,10 +62,11 @@ def test_one_view_is_what_the_teacher_says_of_the_canonical_view(
     usable = 0
     for image in range(copied.images):
         try:
-            pixels = canonical_view(copied.read(image).image, 32)
+            picture = decode_image(copied.read(image).image)
         except BadSample:
             assert np.isnan(cache.row(image, 0)).all()
             continue
+        pixels = render(picture, canonical_box(*picture.size), False, 32)
         usable += 1
         expected = teacher(torch.from_numpy(pixels)[None])[0].half().numpy()
         np.testing.assert_allclose(cache.row(image, 0), expected, rtol=2e-3, atol=2e-3)
