@@ -1,124 +1,34 @@
-"""The ledger: what was used, appended as it happened, and nothing derived.
+"""Ledgers, read back: what one process wrote about one attempt on one node (`ledger_writer` has the format).
 
-One file per attempt and node, ``RUN_DIR/cost/<attempt>/<node>.jsonl``, one JSON object per line:
-
-    start  v lineage attempt node host boot period devices price facts   opens a segment
-    beat   seq phase phases step pairs from d                            every few seconds; sums so far
-    phase  name begin                                                    a phase that took a second or more
-    note   facts                                                         what became known later
-    end    reason, and all that a beat has                               the process closed it itself
-
-and in each ``t`` (kind), ``b`` (CLOCK_BOOTTIME, ns) and ``w`` (wall clock, ns: a label, never a duration).
-``phases`` are nanoseconds so far by innermost phase and add up to ``b`` - start's ``b``: a lost beat loses
-nothing but the time after it. ``d`` maps device id to ``mj`` (energy counter, millijoules), ``mw`` (mean
-power since the last beat, milliwatts), ``util`` (mean, percent) and ``mem`` (peak, MiB); unknown is null.
-
-Durability: a line is one write(2), so SIGKILL loses what was not yet written, at most one beat; fsync at
-most every 10 s and at the end, so a power cut loses at most 10 s. A short write (full disk) is fenced off
-with a newline before the next line; readers skip what is not a whole record. Cost: about 300 bytes a beat,
-3 MB for 12 hours.
+A segment is a paid interval with what happened in it. A closed ledger is read by its first and last line (its
+``end`` sums up what lies between), so a workspace of thousands of runs takes seconds; one whose process was
+killed is read whole. Torn, garbled and foreign lines are passed over; a file that a start record does not open
+is no ledger. `read_series` gives the single beats, for charts.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ssmke.cost.machine import boottime_ns
+from ssmke.cost.ledger_writer import FOLDER, FORMAT
+from ssmke.cost.tally import Energy, Moment, Record, Tally
 
-FORMAT = 1
-FOLDER = "cost"
-FSYNC_NS = 10_000_000_000
-_BUFFERED_RECORDS = 10_000
+ENERGY_ERROR = {
+    "counter": Decimal("0.05"),
+    "power": Decimal("0.10"),
+    "tdp": Decimal("0.30"),
+    "mig": Decimal("0.30"),
+}
+"""Share by which an energy may be off, by how it was had. Our choice, wide on purpose: NVIDIA's power sensor samples
+25 % of the time on A100 and H100 (arXiv 2312.02741), and no method was compared with a meter at the wall."""
 
-Record = dict[str, Any]
-
-
-class LedgerWriter:
-    """Appends records to one new file; what the disk refuses is kept and written with the next record.
-
-    ``append`` raises OSError once the record is kept: the caller reports it, and the next call catches up.
-    At most 10,000 records are kept (14 hours of beats); beyond that the oldest beats go, whose sums the later
-    ones contain.
-    """
-
-    def __init__(self, folder: Path, node: str, *, clock: Callable[[], int] = boottime_ns) -> None:
-        self.folder = folder
-        self.node = node
-        self.path: Path | None = None
-        self._clock = clock
-        self._file: int | None = None
-        self._torn = False
-        self._synced_ns: int | None = None
-        self._waiting: deque[bytes] = deque()
-
-    def append(self, record: Mapping[str, Any], *, durable: bool = False) -> None:
-        """Writes one record and all kept ones before it; ``durable`` forces an fsync."""
-        line = json.dumps(record, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode() + b"\n"
-        self._waiting.append(line)
-        if len(self._waiting) > _BUFFERED_RECORDS:
-            del self._waiting[1]  # never the start record: without it nothing that follows can be read
-        if self._file is None:
-            self._open()
-        while self._waiting:
-            self._write(self._waiting[0])
-            self._waiting.popleft()
-        now = self._clock()
-        if durable or self._synced_ns is None or now - self._synced_ns >= FSYNC_NS:
-            os.fsync(self._descriptor())
-            self._synced_ns = now
-
-    def close(self) -> None:
-        """Closes the file; records that were never written stay lost."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def _open(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # Never append to a file that another process may be writing: two writers, two files.
-        for n in range(1, 10_000):
-            path = self.folder / (f"{self.node}.jsonl" if n == 1 else f"{self.node}-{n}.jsonl")
-            try:
-                self._file = os.open(
-                    path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o644
-                )
-            except FileExistsError:
-                continue
-            self.path = path
-            return
-        raise FileExistsError(f"{self.folder}: 9,999 ledgers of node {self.node}")
-
-    def _descriptor(self) -> int:
-        if self._file is None:
-            raise OSError(f"the ledger of {self.node} is closed")
-        return self._file
-
-    def _write(self, line: bytes) -> None:
-        data = b"\n" + line if self._torn else line
-        self._torn = True
-        written = os.write(self._descriptor(), data)
-        if written != len(data):
-            raise OSError(f"{self.path}: only {written} of {len(data)} bytes written; is the disk full?")
-        self._torn = False
-
-
-def parse(data: bytes) -> Iterator[Record]:
-    """The whole records of a ledger; torn, garbled or foreign lines are passed over."""
-    for line in data.split(b"\n"):
-        if not line.startswith(b"{"):
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("t"), str) and _is_int(record.get("b")):
-            yield record
+_TAIL = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -127,8 +37,9 @@ class Segment:
 
     Times are BOOTTIME nanoseconds, comparable within ``boot`` only. ``phases`` adds up to
     ``end_ns - begin_ns`` exactly. ``reason`` is None when the process never closed the ledger; the interval
-    then ends one heartbeat period after the last record. ``readings``: device id -> rows of (time, counter
-    mJ or None, mean mW or None) in order of time.
+    then ends one heartbeat period after the last record. ``begun`` and ``saves`` are in order of time;
+    ``passed`` are the beats' moments where the ledger was read whole, for a checkpoint whose record was lost.
+    ``jumps``: how often the wall clock was set by more than 2 s.
     """
 
     lineage: str
@@ -139,12 +50,20 @@ class Segment:
     begin_ns: int
     end_ns: int
     begin_wall_ns: int
+    end_wall_ns: int
+    period_ns: int
+    pid: int | None
+    born: int | None
     reason: str | None
     records: int
+    jumps: int
     devices: tuple[tuple[str, str], ...]
     price: Mapping[str, Any] | None
     phases: Mapping[str, int]
-    readings: Mapping[str, tuple[tuple[int, int | None, int | None], ...]]
+    energy: Mapping[str, Energy]
+    begun: Moment | None
+    saves: tuple[Moment, ...]
+    passed: tuple[Moment, ...]
     step: int | None
     pairs: int | None
     resumed_step: int | None
@@ -157,41 +76,178 @@ class Segment:
         return (self.attempt, self.node, self.host, self.boot, self.begin_ns)
 
 
+@dataclass(frozen=True)
+class Beat:
+    """One beat: BOOTTIME ``b`` and wall clock ``w`` (ns), sums so far, and device readings since the last."""
+
+    b: int
+    w: int
+    phase: str
+    phases: Mapping[str, int]
+    step: int | None
+    pairs: int | None
+    d: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A segment's beats in order of time."""
+
+    attempt: str
+    node: str
+    begin_wall_ns: int
+    begin_ns: int
+    price: Mapping[str, Any] | None
+    devices: tuple[tuple[str, str], ...]
+    beats: tuple[Beat, ...]
+
+
+def parse(data: bytes) -> Iterator[Record]:
+    """The whole records of a ledger; torn, garbled or foreign lines are passed over."""
+    for line in data.split(b"\n"):
+        record = _record(line)
+        if record is not None:
+            yield record
+
+
 def segments(records: Iterable[Record]) -> list[Segment]:
     """Groups one file's records into segments, each opened by a ``start``; others before it are dropped."""
     found: list[Segment] = []
-    current: list[Record] = []
-    for record in records:
-        if record["t"] == "start":
-            _close_group(current, found)
-            current = [record]
-        elif current:
-            current.append(record)
-    _close_group(current, found)
+    for group in _groups(records):
+        try:
+            found.append(_segment(group))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue  # a start record of a format that we do not know: nothing can be derived from it
     return found
 
 
+def read_file(path: Path) -> list[Segment]:
+    """The segments of one ledger file, from its ends if it was closed; none if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            closed = _closed(file.readline(_TAIL), _last_line(file))
+            if closed is not None:
+                return [closed]
+            file.seek(0)
+            return segments(parse(file.read()))
+    except OSError:  # another user's, or just removed
+        return []
+
+
+def closing_record(path: Path) -> Record | None:
+    """The end that a dead process did not write, as `ssmke-cost reconcile` appends it; None if there is one.
+
+    It closes the interval one heartbeat period after the last record, as a reader of the open ledger does, so
+    it changes no total. None too for a file that holds anything but one ledger.
+    """
+    groups = list(_groups(parse(path.read_bytes())))
+    if len(groups) != 1 or any(record["t"] == "end" for record in groups[0]):
+        return None
+    start = groups[0][0]
+    try:
+        tally, _ = _replay(start, groups[0][1:])
+        at = tally.last_ns + int(start["period"])
+        return {
+            "t": "end",
+            "b": at,
+            "w": int(start["w"]) + at - int(start["b"]),
+            "by": "reconcile",
+            "reason": "killed",
+            "phase": tally.phase,
+            "phases": dict(tally.phases),
+            "step": tally.step,
+            "pairs": tally.pairs,
+            "from": tally.resumed,
+            "begin": int(start["b"]),
+            **tally.summary(),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def ledger_files(run_dir: Path) -> list[Path]:
+    """The ledger files of a run folder, by name."""
+    found: list[Path] = []
+    try:
+        for attempt in os.scandir(run_dir / FOLDER):
+            if attempt.is_dir():
+                found += [Path(f.path) for f in os.scandir(attempt.path) if f.name.endswith(".jsonl")]
+    except OSError:
+        pass
+    return sorted(found)
+
+
 def read_run(run_dir: Path, *, skip_attempt: str | None = None) -> list[Segment]:
-    """All segments of a run folder; files that cannot be read (another user's) are passed over."""
-    found: list[Segment] = []
-    for path in sorted((run_dir / FOLDER).glob("*/*.jsonl")):
-        if skip_attempt is not None and path.parent.name == skip_attempt:
-            continue
+    """All segments of a run folder; files that cannot be read are passed over."""
+    return [s for path in ledger_files(run_dir) if path.parent.name != skip_attempt for s in read_file(path)]
+
+
+def read_series(run_dir: Path) -> list[Series]:
+    """All beats of a run folder, by segment, in order of their begin; a copied file counts once."""
+    found: dict[tuple[str, str, int], Series] = {}
+    for path in ledger_files(run_dir):
         try:
             data = path.read_bytes()
         except OSError:
             continue
-        found.extend(segments(parse(data)))
-    return found
+        for group in _groups(parse(data)):
+            try:
+                series = _series(group)
+            except (KeyError, TypeError, ValueError, AttributeError):
+                continue
+            key = (series.attempt, series.node, series.begin_ns)
+            if key not in found or len(series.beats) > len(found[key].beats):
+                found[key] = series
+    return sorted(found.values(), key=lambda s: (s.begin_wall_ns, s.attempt, s.node))
 
 
-def _close_group(records: list[Record], into: list[Segment]) -> None:
-    if not records:
-        return
+def _record(line: bytes) -> Record | None:
+    if not line.startswith(b"{"):
+        return None
     try:
-        into.append(_segment(records))
-    except (KeyError, TypeError, ValueError):
-        return  # a start record of a format that we do not know: nothing can be derived from it
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if isinstance(record, dict) and isinstance(record.get("t"), str) and _is_int(record.get("b")):
+        return record
+    return None
+
+
+def _last_line(file: Any) -> bytes:
+    """The last whole line; empty if it is longer than the tail that is read."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _TAIL))
+    tail: bytes = file.read()
+    if not tail.endswith(b"\n"):
+        return b""
+    _, separator, line = tail[:-1].rpartition(b"\n")
+    return line if separator or size <= _TAIL else b""
+
+
+def _closed(first: bytes, last: bytes) -> Segment | None:
+    """A segment from its start and an end that sums up what lies between; None if they are not such a pair."""
+    start, end = _record(first), _record(last)
+    if start is None or end is None or start["t"] != "start" or end["t"] != "end":
+        return None
+    if end.get("begin") != start["b"] or "energy" not in end:
+        return None
+    try:
+        return _segment([start, end])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
+    current: list[Record] = []
+    for record in records:
+        if record["t"] == "start":
+            if current:
+                yield current
+            current = [record]
+        elif current:
+            current.append(record)
+    if current:
+        yield current
 
 
 def _segment(records: list[Record]) -> Segment:
@@ -199,38 +255,9 @@ def _segment(records: list[Record]) -> Segment:
     if start["v"] != FORMAT:
         raise ValueError(f"ledger format {start['v']}")
     begin, period = int(start["b"]), int(start["period"])
-    last = begin
-    sums: Mapping[str, Any] = {}
-    sums_at, phase = begin, "idle"
-    reason: str | None = None
-    readings: dict[str, list[tuple[int, int | None, int | None]]] = {}
-    facts: dict[str, Any] = dict(start.get("facts") or {})
-    step = pairs = resumed_step = resumed_pairs = None
-    for record in records:
-        b = int(record["b"])
-        if b < last:
-            continue
-        last = b
-        if record["t"] == "note":
-            facts.update(record.get("facts") or {})
-        if isinstance(record.get("phases"), dict):
-            sums, sums_at, phase = record["phases"], b, str(record.get("phase") or "idle")
-        for device, reading in (record.get("d") or {}).items():
-            readings.setdefault(device, []).append((b, reading.get("mj"), reading.get("mw")))
-        step, pairs = record.get("step", step), record.get("pairs", pairs)
-        resumed_step, resumed_pairs = record.get("from") or (resumed_step, resumed_pairs)
-        if record["t"] == "end":
-            reason = str(record.get("reason"))
-            break
-    end = last if reason is not None else last + period
-    phases = {str(name): int(ns) for name, ns in sums.items() if int(ns) > 0}
-    # Time that no sum covers (after the last beat, or lost with a beat) belongs to the phase then open; a sum
-    # that exceeds its interval is not ours to trust and is scaled by dropping it.
-    rest = (end - begin) - sum(phases.values())
-    if rest < 0 or sums_at < begin:
-        phases, rest = {}, end - begin
-    if rest:
-        phases[phase] = phases.get(phase, 0) + rest
+    tally, end = _replay(start, records[1:])
+    end_ns = tally.last_ns + period if end is None else max(int(end["b"]), tally.last_ns)
+    resumed = tally.resumed or (None, None)
     return Segment(
         lineage=str(start["lineage"]),
         attempt=str(start["attempt"]),
@@ -238,19 +265,85 @@ def _segment(records: list[Record]) -> Segment:
         host=str(start["host"]),
         boot=str(start["boot"]),
         begin_ns=begin,
-        end_ns=end,
+        end_ns=end_ns,
         begin_wall_ns=int(start["w"]),
-        reason=reason,
-        records=len(records),
+        end_wall_ns=int(start["w"]) + end_ns - begin,
+        period_ns=period,
+        pid=start.get("pid"),
+        born=start.get("born"),
+        reason=None if end is None else str(end.get("reason")),
+        records=tally.records,
+        jumps=tally.jumps,
         devices=tuple((str(d["id"]), str(d["name"])) for d in start["devices"]),
         price=start.get("price"),
-        phases=phases,
-        readings={device: tuple(rows) for device, rows in readings.items()},
-        step=step,
-        pairs=pairs,
-        resumed_step=resumed_step,
-        resumed_pairs=resumed_pairs,
-        facts=facts,
+        phases=_phases(tally, begin, end_ns),
+        energy=tally.energy,
+        begun=tally.begun,
+        saves=tuple(tally.saves),
+        passed=tuple(tally.passed),
+        step=tally.step,
+        pairs=tally.pairs,
+        resumed_step=resumed[0],
+        resumed_pairs=resumed[1],
+        facts=tally.facts,
+    )
+
+
+def _replay(start: Record, records: list[Record]) -> tuple[Tally, Record | None]:
+    """The sums over a segment's records, and its end if it has one."""
+    tally, end = Tally(start, keep_beats=True), None
+    for record in records:
+        if record["t"] != "end":
+            end = None  # an end that `ssmke-cost reconcile` wrote too early: the process was alive after all
+            tally.add(record)
+            continue
+        end = record
+        if record.get("by") is None:
+            tally.add(record)
+            break
+    if end is not None and "energy" in end:
+        tally.take_summary(end)
+    return tally, end
+
+
+def _phases(tally: Tally, begin_ns: int, end_ns: int) -> dict[str, int]:
+    """Nanoseconds by phase, adding up to the interval."""
+    phases = {str(name): int(ns) for name, ns in tally.phases.items() if int(ns) > 0}
+    # Time that no sum covers (after the last beat, or lost with a beat) belongs to the phase then open; sums
+    # that exceed their interval are not to be trusted and are dropped.
+    rest = (end_ns - begin_ns) - sum(phases.values())
+    if rest < 0:
+        phases, rest = {}, end_ns - begin_ns
+    if rest:
+        phases[tally.phase] = phases.get(tally.phase, 0) + rest
+    return phases
+
+
+def _series(records: list[Record]) -> Series:
+    start = records[0]
+    if start["v"] != FORMAT:
+        raise ValueError(f"ledger format {start['v']}")
+    beats = [
+        Beat(
+            int(r["b"]),
+            int(r["w"]),
+            str(r.get("phase") or "idle"),
+            r["phases"],
+            r.get("step"),
+            r.get("pairs"),
+            r.get("d") or {},
+        )
+        for r in records
+        if r["t"] in ("beat", "end") and r.get("by") is None and isinstance(r.get("phases"), dict)
+    ]
+    return Series(
+        attempt=str(start["attempt"]),
+        node=str(start["node"]),
+        begin_wall_ns=int(start["w"]),
+        begin_ns=int(start["b"]),
+        price=start.get("price"),
+        devices=tuple((str(d["id"]), str(d["name"])) for d in start["devices"]),
+        beats=tuple(sorted(beats, key=lambda beat: beat.b)),
     )
 
 

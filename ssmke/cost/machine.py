@@ -62,6 +62,18 @@ class Machine:
         )
 
 
+def process_start(pid: int) -> int | None:
+    """When a process of this machine began, in clock ticks since boot; None if there is none (any more).
+
+    With the number of the process it tells one from a later one that got the same number.
+    """
+    stat = _text(f"/proc/{pid}/stat")
+    if stat is None:
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state == "Z" else int(fields[18])
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -6,9 +6,9 @@ and obey the same protocol, failures included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from ssmke.cost.ledger import Segment
+from ssmke.cost.ledger import Series
 from ssmke.cost.probe import Device, Sample
 
 
@@ -39,30 +39,26 @@ class FakeProbe:
 class ReplayProbe:
     """The devices and readings of a recorded segment, in their order; afterwards no readings."""
 
-    def __init__(self, segment: Segment) -> None:
-        self.note = f"replayed from {segment.attempt}/{segment.node}"
+    def __init__(self, series: Series) -> None:
+        self.note = f"replayed from {series.attempt}/{series.node}"
         self.driver: str | None = "replay"
-        self._segment = segment
-        self._rows = self._in_order()
+        self._series = series
+        self._beats = iter(series.beats)
 
     def open(self) -> tuple[Device, ...]:
         return tuple(
             Device(id=device, name=name, kind="cpu" if device.startswith("cpu:") else "gpu")
-            for device, name in self._segment.devices
+            for device, name in self._series.devices
         )
 
     def sample(self) -> Mapping[str, Sample]:
-        return next(self._rows, {})
+        beat = next(self._beats, None)
+        if beat is None:
+            return {}
+        return {
+            device: Sample(mj=row.get("mj"), mw=row.get("mw"), util=row.get("util"), mem_mib=row.get("mem"))
+            for device, row in beat.d.items()
+        }
 
     def close(self) -> None:
         return None
-
-    def _in_order(self) -> Iterator[Mapping[str, Sample]]:
-        times = sorted({row[0] for rows in self._segment.readings.values() for row in rows})
-        for at in times:
-            yield {
-                device: Sample(mj=mj, mw=mw)
-                for device, rows in self._segment.readings.items()
-                for b, mj, mw in rows
-                if b == at
-            }

@@ -6,23 +6,24 @@ of files nor their duplication changes a total. Integers (nanoseconds, millijoul
 throughout: totals are exact and sums of parts equal the whole.
 
 Node time is what a cloud bills: dollars = union of a node's intervals x the hourly price of the whole node
-that was stored when the attempt started. Energy that no reading covers is unknown, not zero: ``energy_ns``
-says how much device time was covered.
+that was stored when the attempt started, and for hardware of one's own the measured energy x the price of a
+kilowatt-hour besides. Energy that no reading covers is unknown, not zero: ``energy_ns`` says how much device
+time was covered, ``energy_error_mj`` how far the sum may be off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from itertools import pairwise
 
-from ssmke.cost.ledger import Segment
+from ssmke.cost.ledger import ENERGY_ERROR, Segment
 
 HOUR_NS = 3_600_000_000_000
 _MJ_PER_KWH = 3_600_000_000
-
-Reading = tuple[int, "int | None", "int | None"]
+_NS_PER_MJ_KWH = HOUR_NS // _MJ_PER_KWH
+# Beats are seconds apart, so the ends of a run are never quite covered by readings.
+_COVERED = Decimal("0.9")
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Usage:
     """What an attempt, or a sum of attempts, used. ``None`` is unknown.
 
     ``usd_ns`` is dollars-per-hour x nanoseconds, undivided so that sums stay exact (``usd`` divides), over the
-    node time whose price is known (``priced_ns`` of ``node_ns``); ``energy_mj``
-    over the device time that was measured (``energy_ns`` of ``device_ns``). ``phases``: device nanoseconds by
-    phase, adding up to ``device_ns``.
+    node time whose price is known (``priced_ns`` of ``node_ns``); ``energy_mj``, give or take
+    ``energy_error_mj``, over the device time that was measured (``energy_ns`` of ``device_ns``). ``phases``:
+    device nanoseconds by phase, adding up to ``device_ns``.
     """
 
     device_ns: int = 0
@@ -41,7 +42,8 @@ class Usage:
     priced_ns: int = 0
     energy_mj: int | None = None
     energy_ns: int = 0
-    phases: dict[str, int] = field(default_factory=dict)
+    energy_error_mj: int = 0
+    phases: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Usage) -> Usage:
         phases = dict(self.phases)
@@ -54,6 +56,7 @@ class Usage:
             priced_ns=self.priced_ns + other.priced_ns,
             energy_mj=self.energy_mj if other.energy_mj is None else other.energy_mj + (self.energy_mj or 0),
             energy_ns=self.energy_ns + other.energy_ns,
+            energy_error_mj=self.energy_error_mj + other.energy_error_mj,
             phases=phases,
         )
 
@@ -74,6 +77,11 @@ class Usage:
         return None if self.energy_mj is None else self.energy_mj / _MJ_PER_KWH
 
     @property
+    def energy_kwh_error(self) -> float | None:
+        """Kilowatt-hours by which ``energy_kwh`` may be off, either way."""
+        return None if self.energy_mj is None else self.energy_error_mj / _MJ_PER_KWH
+
+    @property
     def usd_partial(self) -> bool:
         """Some paid time has no known price: ``usd`` is a lower bound."""
         return self.priced_ns < self.node_ns
@@ -84,13 +92,29 @@ class Usage:
         return self.energy_ns / self.device_ns if self.device_ns else 0.0
 
 
-def by_attempt(found: Iterable[Segment]) -> dict[str, Usage]:
-    """Usage per attempt id, in order of the attempts' first wall-clock time."""
+def attempts_of(found: Iterable[Segment]) -> dict[str, list[Segment]]:
+    """Distinct segments by attempt id, in order of time.
+
+    By the wall clock, and within one boot of one machine by the clock that cannot be set: an attempt keeps its
+    place among those before and after a clock that was moved.
+    """
     groups: dict[str, list[Segment]] = {}
     for segment in distinct(found):
         groups.setdefault(segment.attempt, []).append(segment)
-    ordered = sorted(groups.items(), key=lambda item: (min(s.begin_wall_ns for s in item[1]), item[0]))
-    return {attempt: _attempt(members) for attempt, members in ordered}
+    first = {name: min(members, key=lambda s: s.identity) for name, members in groups.items()}
+    order = sorted(groups, key=lambda name: (first[name].begin_wall_ns, name))
+    by_boot: dict[str, list[str]] = {}
+    for name in order:
+        by_boot.setdefault(first[name].boot, []).append(name)
+    queues = {
+        boot: iter(sorted(names, key=lambda n: (first[n].begin_ns, n))) for boot, names in by_boot.items()
+    }
+    return {name: groups[name] for name in (next(queues[first[n].boot]) for n in order)}
+
+
+def by_attempt(found: Iterable[Segment]) -> dict[str, Usage]:
+    """Usage per attempt id, in order of time."""
+    return {attempt: usage_of(members) for attempt, members in attempts_of(found).items()}
 
 
 def total(found: Iterable[Segment]) -> Usage:
@@ -108,22 +132,7 @@ def distinct(found: Iterable[Segment]) -> list[Segment]:
     return sorted(best.values(), key=lambda s: (s.boot, s.begin_ns, -s.end_ns, s.identity))
 
 
-def energy_between(before: Reading, after: Reading) -> int | None:
-    """Millijoules between two readings of a device, or None.
-
-    The counter's difference where both have it; a counter that went back was reset (driver reload), and what
-    it had counted in between is lost: unknown, never negative. Else mean power x time.
-    """
-    if after[0] <= before[0]:
-        return None
-    if before[1] is not None and after[1] is not None:
-        return after[1] - before[1] if after[1] >= before[1] else None
-    if after[2] is not None:
-        return after[2] * (after[0] - before[0]) // 1_000_000_000
-    return None
-
-
-def spread(parts: dict[str, int], whole: int) -> dict[str, int]:
+def spread(parts: Mapping[str, int], whole: int) -> dict[str, int]:
     """``parts`` scaled to add up to ``whole`` exactly (largest remainders first, then by name)."""
     size = sum(parts.values())
     if size == whole:
@@ -137,43 +146,52 @@ def spread(parts: dict[str, int], whole: int) -> dict[str, int]:
     return {name: ns for name, ns in scaled.items() if ns}
 
 
-def _attempt(members: Sequence[Segment]) -> Usage:
+def usage_of(members: Sequence[Segment]) -> Usage:
+    """Usage of one attempt from its distinct segments."""
     usage = Usage()
     nodes: dict[tuple[str, str], _Union] = {}
     devices: dict[tuple[str, str], _Union] = {}
-    readings: dict[tuple[str, str], set[Reading]] = {}
     for segment in members:
+        spent = _devices(segment, devices)
         new = nodes.setdefault((segment.boot, segment.host), _Union()).add(segment.begin_ns, segment.end_ns)
-        hourly = _hourly(segment)
-        usage += Usage(
-            node_ns=new,
-            usd_ns=None if hourly is None else hourly * new,
-            priced_ns=0 if hourly is None else new,
-        )
-        for device, _ in segment.devices:
-            key = (segment.boot, device)
-            new = devices.setdefault(key, _Union()).add(segment.begin_ns, segment.end_ns)
-            usage += Usage(device_ns=new, phases=spread(dict(segment.phases), new))
-            readings.setdefault(key, set()).update(segment.readings.get(device, ()))
-    for rows in readings.values():
-        usage += _energy(rows)
+        usage += spent + dollars(segment.price or {}, new, spent)
     return usage
 
 
-def _energy(rows: Iterable[Reading]) -> Usage:
-    ordered = sorted(rows, key=lambda r: (r[0], r[1] is None, r[1] or 0, r[2] is None, r[2] or 0))
-    energy: int | None = None
-    covered = 0
-    for before, after in pairwise(ordered):
-        mj = energy_between(before, after)
-        if mj is not None:
-            energy = mj + (energy or 0)
-            covered += after[0] - before[0]
-    return Usage(energy_mj=energy, energy_ns=covered)
+def dollars(price: Mapping[str, object], node_ns: int, spent: Usage) -> Usage:
+    """Node time and its dollars at a stored price, electricity of one's own hardware (``spent``) included."""
+    hourly, per_kwh = _decimal(price.get("usd_per_hour")), _decimal(price.get("usd_per_kwh"))
+    if hourly is None:
+        return Usage(node_ns=node_ns)
+    usd_ns, priced_ns = hourly * node_ns, node_ns
+    if per_kwh is not None:
+        if spent.energy_mj is not None:
+            usd_ns += per_kwh * spent.energy_mj * _NS_PER_MJ_KWH
+        if spent.energy_ns < _COVERED * spent.device_ns:
+            priced_ns = 0  # the electricity is not in it: a lower bound
+    return Usage(node_ns=node_ns, usd_ns=usd_ns, priced_ns=priced_ns)
 
 
-def _hourly(segment: Segment) -> Decimal | None:
-    value = (segment.price or {}).get("usd_per_hour")
+def _devices(segment: Segment, counted: dict[tuple[str, str], _Union]) -> Usage:
+    """Device time and energy of a segment that ``counted`` does not hold yet."""
+    usage = Usage()
+    whole = segment.end_ns - segment.begin_ns
+    for device, _ in segment.devices:
+        union = counted.setdefault((segment.boot, device), _Union())
+        new = union.add(segment.begin_ns, segment.end_ns)
+        usage += Usage(device_ns=new, phases=spread(segment.phases, new))
+        energy = segment.energy.get(device)
+        if energy is not None and energy.mj is not None and new:
+            # A second report of the same time (another rank's) adds only what it saw beyond the first.
+            mj = energy.mj * new // whole
+            error = ENERGY_ERROR.get(energy.method or "", Decimal(1))
+            usage += Usage(
+                energy_mj=mj, energy_ns=energy.covered_ns * new // whole, energy_error_mj=int(mj * error)
+            )
+    return usage
+
+
+def _decimal(value: object) -> Decimal | None:
     return None if value is None else Decimal(str(value))
 
 

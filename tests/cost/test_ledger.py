@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssmke.cost.ledger import LedgerWriter, parse, read_run, segments
+from ssmke.cost.ledger import parse, read_run, segments
+from ssmke.cost.ledger_writer import LedgerWriter
 from ssmke.cost.machine import boottime_ns
 from ssmke.cost.usage import total
 from tests.cost.simulated import PERIOD, SECOND, Clock, Run
@@ -77,10 +78,10 @@ def test_a_full_disk_is_reported_and_caught_up(tmp_path: Path, monkeypatch: pyte
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for broken in (half, full, half):
-        monkeypatch.setattr("ssmke.cost.ledger.os.write", broken)
+        monkeypatch.setattr("ssmke.cost.ledger_writer.os.write", broken)
         with pytest.raises(OSError, match=r"disk full|No space"):
             writer.append({"t": "beat", "b": 2, "pad": "x" * 50})
-    monkeypatch.setattr("ssmke.cost.ledger.os.write", real)
+    monkeypatch.setattr("ssmke.cost.ledger_writer.os.write", real)
     writer.append({"t": "end", "b": 3})
     writer.close()
     assert writer.path is not None
@@ -100,7 +101,7 @@ def test_it_is_synced_at_most_every_ten_seconds_and_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
-    monkeypatch.setattr("ssmke.cost.ledger.os.fsync", synced.append)
+    monkeypatch.setattr("ssmke.cost.ledger_writer.os.fsync", synced.append)
     clock = Clock()
     writer = LedgerWriter(tmp_path, "node", clock=clock)
     for _ in range(25):  # 25 s, one record a second

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ssmke.cost.ledger import Segment, read_run
 from ssmke.cost.probe import Device, Sample
-from ssmke.cost.usage import HOUR_NS, Usage, by_attempt, energy_between, spread, total
+from ssmke.cost.tally import energy_between
+from ssmke.cost.usage import HOUR_NS, Usage, by_attempt, spread, total
 from tests.cost.simulated import GPU, MACHINE, SECOND, Clock, Run
 
 PHASE = st.sampled_from(["setup", "target_cache", "data_wait", "train", "evaluation", "checkpoint", None])
