@@ -1,48 +1,37 @@
 """What a node costs per hour: from what the user said, or guessed from what the machine is.
 
-``--cost.price`` takes ``auto``, ``none``, US dollars per hour of a whole node (``0.69``), or a catalogue
-entry (``aws/p5.48xlarge``, ``runpod/1x RTX4090 on-demand``, ``gcp/a2-highgpu-8g/us-central1/spot``). The
-answer says where the number comes from; a guess says that it is one, and why. No price known is an answer
-too: ``usd_per_hour`` None, shown as unknown, and device-hours are counted all the same.
+``--cost.price`` takes ``auto``, ``none``, US dollars per hour of a whole node (``0.69``), a catalogue entry
+(``aws/p5.48xlarge``, ``runpod/1x RTX4090 on-demand``, ``gcp/a2-highgpu-8g/us-central1/spot``), or hardware of
+one's own (``own/lab-box``). The answer says where the number comes from; a guess says that it is one, why, and
+between which prices lies what else would fit. No price known is an answer too: ``usd_per_hour`` None, shown as
+unknown, and device-hours are counted all the same.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from ssmke.cost import devices as known_devices
 from ssmke.cost.machine import Machine
+from ssmke.cost.own import OwnHardware
 from ssmke.cost.prices import ON_DEMAND, Catalogue, Price, PriceError
 from ssmke.cost.probe import Device
-
-# NVML product names -> the catalogue's accelerator names; the first pattern that fits wins.
-_ACCELERATORS = (
-    (r"\bGH200\b", "GH200"),
-    (r"\bB200\b", "B200"),
-    (r"\bH200\b", "H200"),
-    (r"\bH100 NVL\b", "H100-NVL"),
-    (r"\bH100\b", "H100"),
-    (r"\bA100\b", "A100"),
-    (r"\bA10G\b", "A10G"),
-    (r"\bL40S\b", "L40S"),
-    (r"\bL4\b", "L4"),
-    (r"\bV100\b", "V100"),
-    (r"\bT4\b", "T4"),
-    (r"RTX 4090(?! (D|Laptop))", "RTX4090"),
-    (r"RTX 6000 Ada", "RTX6000-Ada"),
-)
+from ssmke.cost.rates import micro, plausible
 
 
 @dataclass(frozen=True)
 class Quote:
     """The hourly price of one node. ``usd_per_hour`` None: unknown, ``why`` says the reason.
 
-    ``quantity`` instances of ``price`` make up the node (2 for two one-GPU instances side by side).
+    ``quantity`` instances of ``price`` (or machines like ``own``) make up the node: 2 for two one-GPU instances
+    side by side. ``usd_per_kwh``: electricity to be added for measured energy; None where it is in the hourly
+    price. ``low`` and ``high``: between what the hour lies if the price is a guess (all on-demand entries that
+    fit the machine) or an amortisation (linear and by market value). ``assumptions``: what the number rests on.
     """
 
     usd_per_hour: Decimal | None
@@ -50,6 +39,11 @@ class Quote:
     guessed: bool = False
     quantity: int = 1
     price: Price | None = None
+    usd_per_kwh: Decimal | None = None
+    low: Decimal | None = None
+    high: Decimal | None = None
+    own: OwnHardware | None = None
+    assumptions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -57,33 +51,56 @@ class Quote:
         if self.usd_per_hour is None:
             return f"unknown ({self.why})"
         times = f"{self.quantity} x " if self.quantity > 1 else ""
-        what = (
-            f"{times}{self.price.name}, {self.price.as_of_text[:10]}"
-            if self.price
-            else "given by --cost.price"
-        )
-        return f"${self.usd_per_hour.normalize():f}/h ({what}{', guessed' if self.guessed else ''})"
+        if self.price is not None:
+            what = f"{times}{self.price.name}, {self.price.as_of_text[:10]}"
+        elif self.own is not None:
+            what = f"{times}own/{self.own.name}, {self.own.amortisation}, bought {self.own.bought}"
+        else:
+            what = "given by --cost.price"
+        if self.guessed:
+            what += ", guessed"
+            if self.low != self.high:
+                what += f"; {_usd(self.low)} to {_usd(self.high)} would fit"
+        power = "" if self.usd_per_kwh is None else f" + {_usd(self.usd_per_kwh)}/kWh"
+        return f"{_usd(self.usd_per_hour)}/h{power} ({what})"
 
     def snapshot(self) -> dict[str, Any]:
         """What the ledger keeps, so that the report never depends on a later catalogue."""
         kept: dict[str, Any] = {
-            "usd_per_hour": None if self.usd_per_hour is None else str(self.usd_per_hour),
+            "usd_per_hour": _text(self.usd_per_hour),
+            "usd_per_kwh": _text(self.usd_per_kwh),
+            "usd_per_hour_low": _text(self.low),
+            "usd_per_hour_high": _text(self.high),
             "currency": "USD",
             "guessed": self.guessed,
             "why": self.why,
             "quantity": self.quantity,
             "label": self.label,
+            "assumptions": dict(self.assumptions),
         }
         if self.price is not None:
             kept |= {
                 "provider": self.price.provider,
                 "instance": self.price.instance,
+                "accelerator": self.price.accelerator,
+                "gpus": self.price.gpus,
                 "region": self.price.region,
                 "tier": self.price.tier,
                 "as_of": self.price.as_of_text,
                 "source": self.price.source,
                 "source_ref": self.price.source_ref,
                 "confidence": self.price.confidence,
+            }
+        elif self.own is not None:
+            kept |= {
+                "provider": "own",
+                "instance": self.own.name,
+                "accelerator": self.own.accelerator,
+                "gpus": self.own.gpus,
+                "region": "-",
+                "tier": "own",
+                "as_of": str(self.own.as_of or self.own.bought),
+                "source": self.own.source,
             }
         return kept
 
@@ -110,11 +127,14 @@ def quote(
         return _guess(catalogue, devices, machine, on)
     given = _amount(spec)
     if given is not None:
-        return Quote(given, "US dollars per hour and node, given by --cost.price")
+        why = "US dollars per hour and node, given by --cost.price"
+        return Quote(given, why, assumptions={"basis": why})
     parts = [part.strip() for part in spec.split("/")]
+    if parts[0].casefold() == "own":
+        return _own(spec, parts, catalogue, devices, on)
     if not 2 <= len(parts) <= 4 or not all(parts):
         raise PriceError(
-            f"--cost.price {spec!r}: expected auto, none, US dollars per hour (0.69), or "
+            f"--cost.price {spec!r}: expected auto, none, US dollars per hour (0.69), own/NAME, or "
             "provider/instance[/region[/tier]] as in `ssmke-cost prices list`"
         )
     region = parts[2] if len(parts) > 2 else None
@@ -125,15 +145,13 @@ def quote(
         raise PriceError(f"--cost.price: {error}") from None
     gpus = sum(d.kind == "gpu" for d in devices)
     quantity = max(1, math.ceil(gpus / price.gpus)) if price.gpus else 1
-    return _instances(price, quantity, f"chosen by --cost.price {spec}", guessed=False)
+    return _instances(price, quantity, f"chosen by --cost.price {spec}")
 
 
 def accelerator(name: str) -> str | None:
     """The catalogue's name of a GPU from NVML's product name; None where we do not know it."""
-    for pattern, known in _ACCELERATORS:
-        if re.search(pattern, name.replace("-", " ")):
-            return known
-    return None
+    found = known_devices.find(name)
+    return None if found is None else found.accelerator
 
 
 def _amount(spec: str) -> Decimal | None:
@@ -141,8 +159,10 @@ def _amount(spec: str) -> Decimal | None:
         value = Decimal(spec)
     except InvalidOperation:
         return None
-    if not value.is_finite() or value < 0:
-        raise PriceError(f"--cost.price {spec}: US dollars per hour must be 0 or more")
+    if not plausible(value) or value < 0:
+        raise PriceError(
+            f"--cost.price {spec}: US dollars per hour must be 0 or more, and of a size that occurs"
+        )
     return value
 
 
@@ -157,29 +177,36 @@ def _guess(
 
 def _guess_gpu(catalogue: Catalogue, gpus: Sequence[Device], on: dt.date | None) -> Quote:
     names = sorted({d.name for d in gpus})
-    known = accelerator(names[0])
+    known = known_devices.find(names[0])
     if len(names) > 1 or known is None:
         return Quote(None, f"no price is known for {len(gpus)} x {' + '.join(names)}; set --cost.price")
+    # NVML reports a little less than the nominal memory, never more than a tenth less.
+    memory = Decimal(known.memory_gb if gpus[0].memory_mib is None else gpus[0].memory_mib / Decimal(1024))
     candidates = [
         p
-        for p in catalogue.find(accelerator=known, tiers=ON_DEMAND, on=on)
-        # NVML reports a little less than the nominal memory, never more than a tenth less.
-        if gpus[0].memory_mib is None
-        or (
-            p.gpu_mem_gib is not None
-            and abs(Decimal(gpus[0].memory_mib) / 1024 / p.gpu_mem_gib - 1) < Decimal("0.15")
-        )
+        for p in catalogue.find(accelerator=known.accelerator, tiers=ON_DEMAND, on=on)
+        if p.gpu_mem_gib is not None and abs(memory / p.gpu_mem_gib - 1) < Decimal("0.15")
     ]
-    form = next((f for f in ("SXM", "PCIe") if f.casefold() in names[0].casefold()), None)
-    candidates = [p for p in candidates if form and p.form.startswith(form)] or candidates
+    alike = [p for p in candidates if p.form[:3].casefold() in ("", known.form[:3].casefold())]
+    candidates = alike or candidates
     if not candidates:
         return Quote(None, f"no price is known for {len(gpus)} x {names[0]}; set --cost.price")
-    exact = [p for p in candidates if p.gpus == len(gpus)]
-    fitting = exact or [p for p in candidates if len(gpus) % p.gpus == 0] or candidates
-    # Facts before rumours (confidence A, B, C), then one of as few pieces as possible, then the cheapest.
-    best = min(fitting, key=lambda p: (p.confidence, -min(p.gpus, len(gpus)), p.usd_per_hour, p.name))
-    why = f"the node has {len(gpus)} x {names[0]}; cheapest on-demand entry of the best confidence"
-    return _instances(best, math.ceil(len(gpus) / best.gpus), why, guessed=True)
+    number = len(gpus)
+    exact = [p for p in candidates if p.gpus == number]
+    whole = [p for p in candidates if number % p.gpus == 0] or candidates
+    # What the user pays before what others ask, facts before rumours (confidence A, B, C), then one of as few
+    # pieces as possible, then the cheapest.
+    best = min(
+        [p for p in whole if p.stated] or exact or whole,
+        key=lambda p: (p.confidence, -min(p.gpus, number), p.usd_per_hour, p.name),
+    )
+    chosen = "your own price" if best.stated else "cheapest on-demand entry of the best confidence"
+    why = f"the node has {number} x {names[0]}; {chosen}"
+    if not alike:
+        why += f" for this GPU in another form: none is known for {known.form}"
+    return _guessed(
+        best, math.ceil(number / best.gpus), why, [(p, math.ceil(number / p.gpus)) for p in whole]
+    )
 
 
 def _guess_cpu(catalogue: Catalogue, machine: Machine | None, on: dt.date | None) -> Quote:
@@ -200,16 +227,77 @@ def _guess_cpu(catalogue: Catalogue, machine: Machine | None, on: dt.date | None
         gap = 0.0 if memory is None else abs(math.log(float(price.host_mem_gib or 1) / memory))
         return (price.vcpus or 0, gap, price.usd_per_hour)
 
-    best = min(fitting, key=distance)
+    best = min(fitting, key=lambda p: (not p.stated, *distance(p)))
     has = f"{cpus} {machine.cpu_vendor or ''} CPUs".replace("  ", " ") + (
         f", {memory:.1f} GiB" if memory else ""
     )
     why = f"the node has {has}; nearest entry has {best.vcpus} vCPUs, {best.host_mem_gib} GiB"
-    return _instances(best, 1, why, guessed=True)
+    alike = [(p, 1) for p in fitting if p.vcpus == best.vcpus]
+    return _guessed(best, 1, why, alike)
 
 
-def _instances(price: Price, quantity: int, why: str, *, guessed: bool) -> Quote:
-    return Quote(price.usd_per_hour * quantity, why, guessed=guessed, quantity=quantity, price=price)
+def _own(
+    spec: str, parts: Sequence[str], catalogue: Catalogue, devices: Sequence[Device], on: dt.date | None
+) -> Quote:
+    if len(parts) != 2 or not parts[1]:
+        raise PriceError(f"--cost.price {spec!r}: own hardware is own/NAME, without region or tier")
+    try:
+        own = catalogue.own_hardware(parts[1])
+    except PriceError as error:
+        raise PriceError(f"--cost.price: {error}") from None
+    used = sum(d.kind == "gpu" for d in devices)
+    quantity = max(1, math.ceil(used / own.gpus)) if own.gpus else 1
+    share = Decimal(quantity)
+    if own.share == "gpus" and used:
+        share = Decimal(used) / own.gpus
+    hourly, (low, high) = own.usd_per_hour(on), own.interval(on)
+    return Quote(
+        micro(hourly * share),
+        f"chosen by --cost.price {spec}: {own.amortisation} amortisation, staff and hosting",
+        quantity=quantity,
+        own=own,
+        usd_per_kwh=own.usd_per_kwh,
+        low=micro(low * share),
+        high=micro(high * share),
+        assumptions=own.assumptions(on) | {"charged": f"{share.normalize():f} x the machine"},
+    )
+
+
+def _guessed(best: Price, quantity: int, why: str, fitting: Sequence[tuple[Price, int]]) -> Quote:
+    asked = [price.usd_per_hour * number for price, number in fitting]
+    return _instances(best, quantity, why, guessed=True, low=min(asked), high=max(asked), fitting=len(asked))
+
+
+def _instances(
+    price: Price,
+    quantity: int,
+    why: str,
+    *,
+    guessed: bool = False,
+    low: Decimal | None = None,
+    high: Decimal | None = None,
+    fitting: int = 0,
+) -> Quote:
+    assumptions = {
+        "basis": f"{quantity} whole instance{'s' if quantity > 1 else ''}, {price.tier}, energy included",
+        "observed": f"{price.as_of_text} ({price.source})",
+        "confidence": price.confidence,
+    }
+    if guessed:
+        assumptions["guess"] = f"{why}; one of {fitting} on-demand entries that fit, {low} to {high} USD/h"
+    if price.rate is not None:
+        assumptions["listed"] = f"{price.amount} {price.currency}/h"
+        assumptions["rate"] = str(price.rate)
+    return Quote(
+        price.usd_per_hour * quantity,
+        why,
+        guessed=guessed,
+        quantity=quantity,
+        price=price,
+        low=low,
+        high=high,
+        assumptions=assumptions,
+    )
 
 
 def label_of(snapshot: Mapping[str, Any] | None) -> str:
@@ -217,3 +305,11 @@ def label_of(snapshot: Mapping[str, Any] | None) -> str:
     if snapshot is None:
         return "unknown (no price was stored)"
     return str(snapshot.get("label") or "unknown")
+
+
+def _usd(amount: Decimal | None) -> str:
+    return "unknown" if amount is None else f"${amount.normalize():f}"
+
+
+def _text(amount: Decimal | None) -> str | None:
+    return None if amount is None else str(amount)

@@ -44,7 +44,7 @@ def test_what_the_user_says_is_taken_and_is_no_guess(spec: str, usd: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "cheap", "aws", "aws/", "/p5", "a/b/c/d/e", "-1", "nan", "inf", "aws/nothing"]
+    "spec", ["", "cheap", "aws", "aws/", "/p5", "a/b/c/d/e", "-1", "nan", "inf", "1e999999", "aws/nothing"]
 )
 def test_a_price_that_names_nothing_is_refused_with_the_flag(spec: str) -> None:
     with pytest.raises(PriceError, match=r"--cost\.price"):
@@ -88,9 +88,39 @@ def test_the_guess_fits_name_memory_form_and_number(
     assert f"{number} x {name}" in answer.why
 
 
+def test_a_guess_says_that_the_form_is_another_one() -> None:
+    assert "none is known for PCIe" in ask("auto", *gpus("NVIDIA H100 PCIe", 1, 81559)).why
+    assert "another form" not in ask("auto", *gpus("NVIDIA H100 80GB HBM3", 1, 81559)).why
+
+
+def test_a_guess_shows_between_which_prices_lies_what_else_would_fit() -> None:
+    two = ask("auto", *gpus("NVIDIA GeForce RTX 4090", 2, 24564))
+    # 2 x vast at 0.40, 2 x runpod at 0.69; a machine of eight does not come in parts.
+    assert (two.low, two.usd_per_hour, two.high) == (Decimal("0.8"), Decimal("1.38"), Decimal("1.38"))
+    assert "$0.8 to $1.38 would fit" in two.label
+    eight = ask("auto", *gpus("NVIDIA H100 80GB HBM3", 8, 81559))
+    assert (eight.low, eight.high) == (Decimal("14.4"), Decimal("127.816"))
+    cpu = ask("auto", Device(id="cpu:h", name="CPU", kind="cpu"))
+    assert cpu.low is not None
+    assert cpu.high is not None
+    assert cpu.low < (cpu.usd_per_hour or 0) <= cpu.high
+    chosen = ask("aws/p5.48xlarge")
+    assert (chosen.low, chosen.high) == (None, None)
+
+
+@pytest.mark.parametrize("name", ["NVIDIA A100 80GB PCIe", "Tesla T4", "NVIDIA H100 80GB HBM3", "NVIDIA L4"])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 8])
+def test_the_guess_lies_within_its_interval_and_holds_all_gpus(name: str, number: int) -> None:
+    answer = ask("auto", *gpus(name, number, None))
+    assert answer.price is not None
+    assert answer.price.gpus * answer.quantity >= number
+    assert (answer.low or 0) <= (answer.usd_per_hour or 0) <= (answer.high or 0)
+
+
 def test_names_that_only_look_alike_are_not_mixed_up() -> None:
     assert accelerator("NVIDIA L40S") == "L40S"
-    assert accelerator("NVIDIA L40") is None
+    assert accelerator("NVIDIA L40") == "L40"
+    assert accelerator("NVIDIA A100-SXM4-40GB MIG 1g.5gb") is None
     assert accelerator("NVIDIA GeForce RTX 4090 Laptop GPU") is None
     assert accelerator("NVIDIA H100 NVL") == "H100-NVL"
     assert accelerator("NVIDIA GH200 480GB") == "GH200"
@@ -130,3 +160,9 @@ def test_the_snapshot_says_all_that_a_report_needs() -> None:
     assert kept["as_of"].startswith("2026-07-20")
     assert kept["source"].startswith("https://github.com/aws/")
     assert kept["confidence"] == "A"
+    assert kept["usd_per_kwh"] is None  # the hourly price includes it
+    assert kept["assumptions"]["basis"] == "1 whole instance, on_demand, energy included"
+    guessed = json.loads(json.dumps(ask("auto", *gpus("Tesla T4", 1, 15360)).snapshot()))
+    assert guessed["guessed"]
+    assert "on-demand entries that fit" in guessed["assumptions"]["guess"]
+    assert Decimal(guessed["usd_per_hour_low"]) <= Decimal(guessed["usd_per_hour_high"])
