@@ -2,11 +2,11 @@
 
 A probe answers two questions: which devices does this run hold (``open``), and what do they read now
 (``sample``). Energy is read in the best way there is, and says which: the device's own counter, else power
-for the ledger to integrate, else nothing. Unknown is None, never 0. A probe may raise; the meter reports it
-once and goes on without.
+for the ledger to integrate, else the power limit as an estimate, else nothing. Unknown is None, never 0. A
+probe may raise; the meter reports it once and goes on without.
 
 ``open_probe`` picks NVML where there are GPUs and the processor otherwise. A GPU run whose driver library is
-missing keeps its devices (they are paid for) without readings.
+missing keeps its devices (they are paid for); their power limit is known where their name is.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from typing import Protocol
 
 import psutil
 
+from ssmke.cost.devices import find
 from ssmke.cost.machine import Machine
 
 RAPL_ROOT = Path("/sys/class/powercap")
+UNKNOWN_GPU = "GPU of unknown make"
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,10 @@ class Device:
     """One device of the node. ``id`` is stable over reboots: the GPU's UUID, or ``cpu:<hash of the
     machine>``.
 
-    ``energy``: "counter" (the device counts joules), "power" (watts, integrated when read), or None
-    (unknown). ``scope`` is "run" when the device was named by the trainer or the visible-devices string,
-    "node" when all of the machine's were taken for want of a better answer.
+    ``energy``: "counter" (the device counts joules), "power" (watts, integrated when read), "tdp" (its power
+    limit, as if drawn all the time), "mig" (the share of a slice in its GPU's reading), or None (unknown).
+    ``scope`` is "run" when the device was named by the trainer or the visible-devices string, "node" when all
+    of the machine's were taken for want of a better answer.
     """
 
     id: str
@@ -134,30 +137,39 @@ class _RaplPackage:
 
 
 class BlindProbe:
-    """GPUs that are known by UUID but cannot be read: counted, and all readings unknown."""
+    """GPUs that are known by UUID but cannot be read: counted; their power is their limit, or unknown."""
 
-    def __init__(self, ids: Sequence[str], note: str) -> None:
+    def __init__(self, ids: Sequence[str], note: str, names: Mapping[str, str] | None = None) -> None:
         self.note = note
         self.driver: str | None = None
-        self._ids = tuple(ids)
+        known = {gpu_uuid(i): name for i, name in (names or {}).items()}
+        self._names = {gpu_uuid(i): known.get(gpu_uuid(i), UNKNOWN_GPU) for i in ids}
+        self._limits = {i: power_limit_mw(name) for i, name in self._names.items()}
 
     def open(self) -> tuple[Device, ...]:
-        return tuple(Device(id=gpu_uuid(i), name="GPU of unknown make") for i in self._ids)
+        return tuple(
+            Device(id=i, name=name, energy=None if self._limits[i] is None else "tdp")
+            for i, name in self._names.items()
+        )
 
     def sample(self) -> Mapping[str, Sample]:
-        return {}
+        return {i: Sample(mw=limit) for i, limit in self._limits.items() if limit is not None}
 
     def close(self) -> None:
         return None
 
 
 def open_probe(
-    machine: Machine, device_ids: Sequence[str], visible: str | None
+    machine: Machine,
+    device_ids: Sequence[str],
+    visible: str | None,
+    names: Mapping[str, str] | None = None,
 ) -> tuple[DeviceProbe, tuple[Device, ...]]:
     """The probe for this node, opened, and its devices (at least one).
 
     ``device_ids``: UUIDs of the GPUs in use on this node, as torch gives them. Without them ``visible`` (the
-    value of CUDA_VISIBLE_DEVICES; "" means no GPU, None means not set) is resolved.
+    value of CUDA_VISIBLE_DEVICES; "" means no GPU, None means not set) is resolved. ``names``: product names
+    by UUID, as torch gives them, for a node whose driver library is missing.
     """
     from ssmke.cost.nvml import NvmlProbe
 
@@ -167,10 +179,16 @@ def open_probe(
             return probe, probe.open()
         except ProbeUnavailable as error:
             if device_ids:
-                probe = BlindProbe(device_ids, f"GPU telemetry is missing: {error}")
+                probe = BlindProbe(device_ids, f"GPU telemetry is missing: {error}", names)
                 return probe, probe.open()
     probe = CpuProbe(machine)
     return probe, probe.open()
+
+
+def power_limit_mw(name: str) -> int | None:
+    """The power limit that is published for a product, milliwatts; None for a product we do not know."""
+    spec = find(name)
+    return None if spec is None or spec.tdp_w is None else spec.tdp_w * 1000
 
 
 def gpu_uuid(text: str) -> str:

@@ -26,6 +26,9 @@ class FakeDriver:
     def __init__(self, nvml: mock.MagicMock) -> None:
         self.energy: list[object] = [1000, 2000, 3000]
         self.power: list[object] = [250_000, 260_000, 270_000]
+        self.limit: object = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        self.slices: dict[str, tuple[int, int, int]] = {}
+        """MIG UUID -> (parent, compute slices of the instance, slices of its GPU instance)."""
         nvml.nvmlDeviceGetCount.return_value = 3
         nvml.nvmlDeviceGetHandleByIndex.side_effect = lambda i: self.listed[i]
         nvml.nvmlDeviceGetPciInfo.side_effect = lambda h: SimpleNamespace(busId=f"00000000:0{h}:00.0")
@@ -36,11 +39,21 @@ class FakeDriver:
         nvml.nvmlDeviceGetUtilizationRates.return_value = SimpleNamespace(gpu=97)
         nvml.nvmlDeviceGetTotalEnergyConsumption.side_effect = lambda h: self.give(self.energy, h)
         nvml.nvmlDeviceGetPowerUsage.side_effect = lambda h: self.give(self.power, h)
+        nvml.nvmlDeviceGetEnforcedPowerLimit.side_effect = lambda h: self.give([self.limit] * 3, h)
+        nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle.side_effect = lambda h: self.slices[h][0]
+        nvml.nvmlDeviceGetAttributes_v2.side_effect = lambda h: SimpleNamespace(
+            computeInstanceSliceCount=self.slices[h][1], gpuInstanceSliceCount=self.slices[h][2]
+        )
+        nvml.nvmlDeviceGetMaxMigDeviceCount.return_value = 7
+        nvml.nvmlDeviceGetMigMode.side_effect = lambda h: [
+            int(h in {p for p, _, _ in self.slices.values()}),
+            0,
+        ]
         nvml.nvmlSystemGetDriverVersion.return_value = "580.1"
 
     def by_uuid(self, uuid: str) -> object:
-        if uuid.startswith("MIG-"):
-            return "slice"
+        if uuid in self.slices:
+            return uuid
         if uuid not in UUIDS:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
         return UUIDS.index(uuid)
@@ -76,11 +89,13 @@ def driver() -> Iterator[FakeDriver]:
         ("0,7,1", [UUIDS[0]]),  # as CUDA: nothing after what names no device
         ("1,GPU-bbbb", [UUIDS[1]]),  # an ambiguous prefix names no device
         ("MIG-1234", ["MIG-1234"]),
+        ("MIG-1234,0", ["MIG-1234", UUIDS[0]]),
     ],
 )
 def test_the_visible_devices_are_the_devices(
     driver: FakeDriver, visible: str | None, found: list[str]
 ) -> None:
+    driver.slices = {"MIG-1234": (1, 2, 2)}
     devices = NvmlProbe((), visible).open()
     assert [d.id for d in devices] == found
     assert {d.scope for d in devices} == {"node" if visible is None else "run"}
@@ -104,24 +119,88 @@ def test_no_device_or_no_driver_is_unavailable(driver: FakeDriver) -> None:
         NvmlProbe().open()
 
 
-def test_the_counter_is_preferred_then_power_then_unknown(driver: FakeDriver) -> None:
-    unsupported = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-    driver.energy = [1000, unsupported, unsupported]
-    driver.power = [250_000, 260_000, unsupported]
+UNSUPPORTED = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+
+def test_the_counter_is_preferred_then_power_then_the_limit(driver: FakeDriver) -> None:
+    driver.energy = [1000, UNSUPPORTED, UNSUPPORTED]
+    driver.power = [250_000, 260_000, UNSUPPORTED]
+    driver.limit = 500_000
     probe = NvmlProbe()
-    assert [d.energy for d in probe.open()] == ["counter", "power", None]
-    assert "unknown" in probe.note
+    assert [d.energy for d in probe.open()] == ["counter", "power", "tdp"]
+    assert "500 W, its limit, is assumed" in probe.note
     samples = probe.sample()
-    assert [(samples[u].mj, samples[u].mw) for u in UUIDS] == [(1000, 250_000), (None, 260_000), (None, None)]
+    assert [(samples[u].mj, samples[u].mw) for u in UUIDS] == [
+        (1000, 250_000),
+        (None, 260_000),
+        (None, 500_000),
+    ]
     assert samples[UUIDS[2]].util == 97
     assert samples[UUIDS[0]].mem_mib == 5 << 10
 
 
-def test_a_slice_of_a_gpu_has_no_energy_of_its_own(driver: FakeDriver) -> None:
-    probe = NvmlProbe((), "MIG-1234")
+@pytest.mark.parametrize(
+    ("name", "method", "mw"),
+    [("NVIDIA H100 80GB HBM3", "tdp", 700_000), ("NVIDIA GPU of tomorrow", None, None)],
+)
+def test_without_a_limit_the_data_sheet_is_asked_and_an_unknown_product_stays_unknown(
+    driver: FakeDriver, name: str, method: str | None, mw: int | None
+) -> None:
+    driver.energy = driver.power = [UNSUPPORTED] * 3
+    pynvml.nvmlDeviceGetName.return_value = name
+    probe = NvmlProbe(["aaaa1111"])
+    assert probe.open()[0].energy == method
+    assert (probe.sample()[UUIDS[0]].mj, probe.sample()[UUIDS[0]].mw) == (None, mw)
+    assert ("unknown" in probe.note) == (method is None)
+
+
+def test_a_counter_that_fails_for_a_while_is_not_replaced_by_the_limit(driver: FakeDriver) -> None:
+    driver.limit = 500_000
+    driver.power = [UNSUPPORTED] * 3
+    probe = NvmlProbe(["aaaa1111"])
+    probe.open()
+    driver.energy[0] = pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+    assert (probe.sample()[UUIDS[0]].mj, probe.sample()[UUIDS[0]].mw) == (None, None)
+
+
+def test_a_slice_gets_its_share_of_the_gpu(driver: FakeDriver) -> None:
+    driver.slices = {"MIG-a": (1, 3, 3), "MIG-b": (1, 1, 3)}
+    driver.energy[1], driver.power[1] = 7000, 210_000
+    probe = NvmlProbe((), "MIG-a,MIG-b")
+    assert [d.energy for d in probe.open()] == ["mig", "mig"]
+    samples = probe.sample()
+    assert (samples["MIG-a"].mj, samples["MIG-a"].mw) == (3000, 90_000)
+    assert (samples["MIG-b"].mj, samples["MIG-b"].mw) == (1000, 30_000)
+    assert "estimated" in probe.note
+
+
+def test_slices_of_one_gpu_never_add_up_to_more_than_it(driver: FakeDriver) -> None:
+    driver.slices = {f"MIG-{i}": (0, 1, 1) for i in range(7)}
+    probe = NvmlProbe((), ",".join(driver.slices))
+    probe.open()
+    for counted in (1000, 123_456_789, 123_456_790):
+        driver.energy[0] = counted
+        total = sum(sample.mj or 0 for sample in probe.sample().values())
+        assert counted - 7 < total <= counted
+
+
+@pytest.mark.parametrize("slices", [(1, 0, 0), (1, 8, 8)])
+def test_a_slice_of_unknown_share_has_unknown_energy(
+    driver: FakeDriver, slices: tuple[int, int, int]
+) -> None:
+    driver.slices = {"MIG-a": slices}
+    probe = NvmlProbe((), "MIG-a")
     assert probe.open()[0].energy is None
-    assert probe.sample()["MIG-1234"].mj is None
-    assert "MIG" in probe.note
+    sample = probe.sample()["MIG-a"]
+    assert (sample.mj, sample.mw) == (None, None)
+    assert "unknown" in probe.note
+
+
+@pytest.mark.parametrize("given", ["aaaa", "GPU-aaaa1111"])
+def test_torch_may_name_the_slice_or_the_gpu_it_is_of(driver: FakeDriver, given: str) -> None:
+    driver.slices = {"MIG-aaaa": (0, 2, 2)}
+    devices = NvmlProbe([given], "MIG-aaaa").open()
+    assert [(d.id, d.energy) for d in devices] == [("MIG-aaaa", "mig")]
 
 
 def test_a_lost_gpu_reads_unknown_and_may_come_back(driver: FakeDriver) -> None:
@@ -152,7 +231,7 @@ def test_a_real_gpu_reports_itself() -> None:
         pytest.skip(f"no GPU here: {error}")
     samples = probe.sample()
     for device in devices:
-        assert device.id.startswith("GPU-")
+        assert device.id.startswith(("GPU-", "MIG-"))
         assert device.memory_mib
         assert samples[device.id].mem_mib is not None
         assert device.energy is None or samples[device.id].mw is not None

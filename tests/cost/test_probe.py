@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ssmke.cost.ledger import read_run
+from ssmke.cost.ledger import read_series
 from ssmke.cost.machine import Machine, boottime_ns
 from ssmke.cost.probe import Averager, CpuProbe, Sample, open_probe
 from ssmke.cost.replay import ReplayProbe
@@ -70,6 +70,10 @@ def test_gpus_without_driver_library_stay_counted(monkeypatch: pytest.MonkeyPatc
     assert [d.id for d in devices] == ["GPU-1234-abcd", "GPU-5678"]
     assert "telemetry is missing" in probe.note
     assert probe.sample() == {}
+    assert {d.energy for d in devices} == {None}
+    named, devices = open_probe(MACHINE, ["1234-abcd", "GPU-5678"], None, {"1234-abcd": "NVIDIA L4"})
+    assert [(d.name, d.energy) for d in devices] == [("NVIDIA L4", "tdp"), ("GPU of unknown make", None)]
+    assert named.sample() == {"GPU-1234-abcd": Sample(mw=72_000)}
     assert open_probe(MACHINE, (), None)[1][0].kind == "cpu"
 
 
@@ -88,12 +92,12 @@ def test_between_two_beats_power_and_utilisation_are_means_over_time() -> None:
 def test_a_recorded_run_replays_with_the_same_readings(tmp_path: Path) -> None:
     readings = [{"GPU-0": Sample(mj=7_000 * i, mw=1400)} for i in range(50)]
     Run(tmp_path / "first").attempt("a", [("train", 60)], readings=readings)
-    [recorded] = read_run(tmp_path / "first")
+    [recorded] = read_series(tmp_path / "first")
     probe = ReplayProbe(recorded)
     assert [d.id for d in probe.open()] == [GPU.id]
     replayed = []
     while sample := probe.sample():
-        replayed.append(sample["GPU-0"].mj)
-    # Of two readings at the same instant (last beat and end) the later one stands.
-    assert replayed == list({b: mj for b, mj, _ in recorded.readings["GPU-0"]}.values())
-    assert replayed[:3] == [0, 7_000, 14_000]
+        replayed.append((sample["GPU-0"].mj, sample["GPU-0"].mw))
+    assert replayed == [(r["mj"], r["mw"]) for beat in recorded.beats for r in beat.d.values()]
+    assert len(replayed) > 10
+    assert replayed[:3] == [(0, 1400), (7_000, 1400), (14_000, 1400)]
