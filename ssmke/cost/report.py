@@ -1,22 +1,29 @@
 """The report's numbers: every run below a folder, and the published baselines beside them.
 
-A run is a folder that holds ``cost/<attempt>/<node>.jsonl``. Its numbers are derived from those files alone,
-with the prices stored in them: the same ledger gives the same report for ever, whatever the catalogue says
-later. ``text`` renders it.
+A run is a lineage: all attempts of one training, wherever copies of its ledgers lie (`ssmke-cost import`, a
+folder copied by hand), each counted once. Its numbers are derived from the ledgers alone, with the prices
+stored in them: the same ledgers give the same report for ever, whatever the catalogue says later. Only
+``reprice`` asks for another price. `render` shows it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from ssmke.cost.baselines import Baseline, load
-from ssmke.cost.ledger import FOLDER, Segment, read_run
+from ssmke.cost.ledger import Segment, ledger_files, read_run
+from ssmke.cost.ledger_writer import FOLDER
+from ssmke.cost.lines import Line
+from ssmke.cost.outcomes import OUTCOMES, outcomes_by_attempt
+from ssmke.cost.prices import Catalogue, shipped
 from ssmke.cost.quote import label_of
-from ssmke.cost.usage import Usage, by_attempt, distinct
+from ssmke.cost.reprice import repriced
+from ssmke.cost.usage import Usage, attempts_of, usage_of
 from ssmke.errors import DataError
 
 _DEPTH = 4
@@ -29,36 +36,99 @@ class Attempt:
 
     name: str
     usage: Usage
+    outcomes: Mapping[str, Usage]
     outcome: str
     resumed_step: int | None
     step: int | None
     resumed_pairs: int | None
     pairs: int | None
+    began_wall_ns: int
+    ended_wall_ns: int
 
 
 @dataclass(frozen=True)
 class RunReport:
     """A run over all its attempts (its lineage).
 
-    ``pairs``: image-text pairs that made it into the result; ``pairs_redone``: processed again after a resume,
-    because they came after the last checkpoint. ``prices``: the distinct price labels of its nodes.
+    ``usage`` is all that was paid, ``outcomes`` what it was good for (`outcomes`). ``pairs``: image-text pairs
+    that made it into the result; ``pairs_redone``: processed again after a resume, because they came after the
+    last checkpoint. ``prices`` and ``snapshots``: the distinct price labels and stored prices of its nodes.
     """
 
     name: str
     path: Path
+    lineage: str
     parameters: int | None
     pairs: int | None
     pairs_redone: int
     usage: Usage
+    outcomes: Mapping[str, Usage]
     attempts: tuple[Attempt, ...]
     prices: tuple[str, ...]
+    snapshots: tuple[Mapping[str, Any], ...]
     devices: tuple[str, ...]
+    nodes: int
+    energy_methods: tuple[str, ...]
+    clock_jumps: int
+    began_wall_ns: int
+    ended_wall_ns: int
     facts: dict[str, Any]
 
     @property
     def price(self) -> str:
         """The price basis in one line."""
         return "; ".join(self.prices) or "unknown"
+
+    @property
+    def final(self) -> Usage:
+        """What an undisturbed run would have used: the useful part of the lineage."""
+        return self.outcomes["useful"]
+
+    @property
+    def wasted(self) -> Usage:
+        """What crashes and preemptions cost: the lineage without its useful part."""
+        return sum((u for name, u in self.outcomes.items() if name != "useful"), Usage())
+
+    @property
+    def recall_at_1(self) -> tuple[float, float] | None:
+        """(image to text, text to image) in percent, of the evaluation at the end."""
+        scores = self.facts.get("retrieval")
+        try:
+            return float(scores["i2t_r1"]), float(scores["t2i_r1"])  # type: ignore[index]
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @property
+    def eval_split(self) -> str | None:
+        split = self.facts.get("eval_split")
+        return split if isinstance(split, str) else None
+
+    @property
+    def pairs_per_usd(self) -> float | None:
+        """Pairs that made it into the result, per dollar of the lineage."""
+        if self.pairs is None or not self.usage.usd or self.usage.usd_partial:
+            return None
+        return self.pairs / float(self.usage.usd)
+
+    @property
+    def usd_per_point(self) -> Decimal | None:
+        """Dollars of the lineage per point of R@1 (mean of both directions)."""
+        if self.recall_at_1 is None or self.usage.usd is None or self.usage.usd_partial:
+            return None
+        mean = Decimal(str(sum(self.recall_at_1))) / 2
+        return self.usage.usd / mean if mean > 0 else None
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilisation, 0 to 1; None where the device's peak is not known."""
+        value = _mapping(self.facts.get("efficiency")).get("mfu")
+        return float(value) if isinstance(value, (int, float)) else None
+
+    @property
+    def projected_usd(self) -> Decimal | None:
+        """What the run was last expected to cost in all, while it ran."""
+        value = _mapping(self.facts.get("forecast")).get("usd")
+        return None if value is None else Decimal(str(value))
 
 
 @dataclass(frozen=True)
@@ -68,23 +138,56 @@ class Report:
     root: Path
     runs: tuple[RunReport, ...]
     baselines: tuple[Baseline, ...]
+    lines: tuple[Line, ...] = ()
+
+    @property
+    def project(self) -> Usage:
+        """All runs together, waste included."""
+        return sum((run.usage for run in self.runs), Usage())
+
+    @property
+    def project_usd(self) -> Decimal | None:
+        """Dollars of all runs, with storage and transfer; a lower bound where a run's price is not known."""
+        known = [self.project.usd, *(line.usd for line in self.lines)]
+        return sum((usd for usd in known if usd is not None), Decimal(0)) if any(known) else None
 
 
-def report(root: Path) -> Report:
-    """Runs at or below ``root`` by name, and the baselines; DataError if ``root`` is no folder."""
+def report(root: Path, *, catalogue: Catalogue | None = None, reprice: str | None = None) -> Report:
+    """Runs at or below ``root`` by name, and the baselines; DataError if ``root`` is no folder.
+
+    ``reprice``: a price as ``--cost.price`` takes it, in place of the stored ones (never written back).
+    """
     if not root.is_dir():
         raise DataError(
             f"{root}: no such folder; name a run folder or the workspace that holds the run folders"
         )
-    runs = [run for folder in find_runs(root) if (run := read_report(folder, root)) is not None]
-    return Report(root=root, runs=tuple(sorted(runs, key=lambda r: r.name)), baselines=tuple(load()))
+    known = catalogue or shipped()
+    lineages: dict[str, list[tuple[Path, list[Segment]]]] = {}
+    for folder in find_runs(root):
+        found: dict[str, list[Segment]] = {}
+        for segment in read_run(folder):
+            found.setdefault(segment.lineage, []).append(segment)
+        for lineage, members in found.items():
+            lineages.setdefault(lineage, []).append((folder, members))
+    runs = []
+    for lineage, copies in lineages.items():
+        members = [s for _, group in copies for s in group]
+        if reprice is not None:
+            members = [repriced(s, reprice, known) for s in members]
+        runs.append(_run(lineage, copies[0][0], root, members))
+    return Report(
+        root=root,
+        runs=tuple(sorted(runs, key=lambda r: (r.name, r.lineage))),
+        baselines=tuple(load(catalogue=known)),
+        lines=known.lines,
+    )
 
 
 def find_runs(root: Path) -> Iterator[Path]:
     """Folders with a ledger, at most four levels below ``root``; nothing below a run is searched."""
     for folder, names, _ in os.walk(root):
         here = Path(folder)
-        if FOLDER in names and next((here / FOLDER).glob("*/*.jsonl"), None) is not None:
+        if FOLDER in names and ledger_files(here):
             names.clear()
             yield here
             continue
@@ -93,15 +196,13 @@ def find_runs(root: Path) -> Iterator[Path]:
         names[:] = sorted(n for n in names if not n.startswith(".") and n not in _SKIPPED)
 
 
-def read_report(folder: Path, root: Path) -> RunReport | None:
-    """One run's numbers; None when no file of its ledger has a readable start."""
-    found = distinct(read_run(folder))
-    if not found:
-        return None
-    usage = by_attempt(found)
-    attempts = tuple(_attempt(name, u, [s for s in found if s.attempt == name]) for name, u in usage.items())
+def _run(lineage: str, folder: Path, root: Path, members: list[Segment]) -> RunReport:
+    groups = attempts_of(members)
+    outcomes = outcomes_by_attempt(members)
+    attempts = tuple(_attempt(name, group, outcomes[name]) for name, group in groups.items())
+    ordered = [s for group in groups.values() for s in group]
     facts: dict[str, Any] = {}
-    for segment in sorted(found, key=lambda s: (s.begin_wall_ns, s.identity)):
+    for segment in ordered:
         facts |= segment.facts
     # Where the last attempt that said anything stood: what an earlier one reached beyond it was lost.
     pairs = next((a.pairs for a in reversed(attempts) if a.pairs is not None), None)
@@ -109,31 +210,46 @@ def read_report(folder: Path, root: Path) -> RunReport | None:
     processed = sum(a.pairs - (a.resumed_pairs or 0) for a in attempts if a.pairs is not None)
     parameters = facts.get("parameters")
     name = "." if folder == root else folder.relative_to(root).as_posix()
+    snapshots = {str(sorted((s.price or {}).items(), key=str)): dict(s.price or {}) for s in ordered}
     return RunReport(
         name=folder.resolve().name if name == "." else name,
         path=folder,
+        lineage=lineage,
         parameters=parameters if isinstance(parameters, int) else None,
         pairs=pairs,
         pairs_redone=0 if pairs is None else max(0, processed - (pairs - first)),
-        usage=sum(usage.values(), Usage()),
+        usage=sum((a.usage for a in attempts), Usage()),
+        outcomes={o: sum((a.outcomes[o] for a in attempts), Usage()) for o in OUTCOMES},
         attempts=attempts,
-        prices=tuple(dict.fromkeys(label_of(s.price) for s in found)),
-        devices=tuple(sorted({name for s in found for _, name in s.devices})),
+        prices=tuple(dict.fromkeys(label_of(s.price) for s in ordered)),
+        snapshots=tuple(snapshots.values()),
+        devices=tuple(sorted({name for s in ordered for _, name in s.devices})),
+        nodes=max(len({s.host for s in group}) for group in groups.values()),
+        energy_methods=tuple(sorted({e.method for s in ordered for e in s.energy.values() if e.method})),
+        clock_jumps=sum(s.jumps for s in ordered),
+        began_wall_ns=min(s.begin_wall_ns for s in ordered),
+        ended_wall_ns=max(s.end_wall_ns for s in ordered),
         facts=facts,
     )
 
 
-def _attempt(name: str, usage: Usage, members: list[Segment]) -> Attempt:
+def _attempt(name: str, members: list[Segment], outcomes: Mapping[str, Usage]) -> Attempt:
     # Every node reports the same progress of the whole run, so the furthest counts, not the sum.
     furthest = max(members, key=lambda s: (s.pairs or 0, s.records))
     reasons = {s.reason for s in members}
-    open_ended = None in reasons
     return Attempt(
         name=name,
-        usage=usage,
-        outcome="no end" if open_ended else " and ".join(sorted(r for r in reasons if r)),
+        usage=usage_of(members),
+        outcomes=outcomes,
+        outcome="no end" if None in reasons else " and ".join(sorted(r for r in reasons if r)),
         resumed_step=furthest.resumed_step,
         step=furthest.step,
         resumed_pairs=furthest.resumed_pairs,
         pairs=furthest.pairs,
+        began_wall_ns=min(s.begin_wall_ns for s in members),
+        ended_wall_ns=max(s.end_wall_ns for s in members),
     )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,24 +1,35 @@
-"""The report finds the runs, derives their numbers from the ledgers alone, and escapes what it prints."""
+"""The report finds the runs and derives their numbers from the ledgers alone."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
-import json
 import shutil
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from ssmke.cost import text
+from ssmke.cost.price_file import load_prices
 from ssmke.cost.probe import Sample
 from ssmke.cost.report import Report, report
-from ssmke.errors import DataError
-from tests.cost.simulated import GPU, SECOND, Run
+from ssmke.cost.usage import Usage
+from ssmke.errors import ConfigError, DataError
+from tests.cost.simulated import GPU, PERIOD, SECOND, Run, Training
 
 HOSTILE = '=HYPERLINK("x")|<script>alert(1)<\\script>[bold]'
+
+OWN = """
+[[own]]
+name = "box"
+purchase = 17520
+currency = "USD"
+residual = 0
+bought = 2023-01-01
+life_years = 4
+utilisation = 1.0
+electricity_per_kwh = 0.40
+pue = 1.25
+source = "a bill"
+"""
 
 
 @pytest.fixture
@@ -31,7 +42,9 @@ def workspace(tmp_path: Path) -> Path:
     meter = run.attempt("a1", [("train", 120)] * 3, readings=readings, close=None)
     meter.note(parameters=117_200_000)
     meter.close("finished")
-    Run(tmp_path / "group" / HOSTILE, price="none").attempt("a0", [("train", 10)], close="failed")
+    Run(tmp_path / "group" / HOSTILE, price="none").attempt(
+        "a0", [("train", 10)], close="failed", lineage="another"
+    )
     (tmp_path / "no run" / "cost").mkdir(parents=True)
     return tmp_path
 
@@ -54,11 +67,78 @@ def test_a_run_is_summed_over_its_attempts_with_what_was_redone(workspace: Path)
     assert other.attempts[0].outcome == "failed"
 
 
-def test_the_same_ledger_gives_the_same_bytes_and_copies_change_nothing(workspace: Path) -> None:
-    before = {form: text.render(report(workspace), form) for form in text.FORMATS}
+def test_copies_of_ledgers_change_nothing(workspace: Path) -> None:
+    before = report(workspace)
     for path in list((workspace / "first/cost").glob("*/*.jsonl")):
         shutil.copy(path, path.with_name("copied.jsonl"))
-    assert {form: text.render(report(workspace), form) for form in text.FORMATS} == before
+    shutil.copytree(workspace / "first", workspace / "put aside")
+    assert report(workspace) == before
+
+
+def test_final_run_lineage_and_project_are_told_apart(tmp_path: Path) -> None:
+    training = Training(tmp_path / "killed", steps=12, every=3)
+    training.attempt("a0", 58.0)
+    training.attempt("a1", None)
+    Training(tmp_path / "unbroken", steps=12, every=3, lineage="another").attempt("a0", None)
+    made = report(tmp_path)
+    killed, unbroken = made.runs
+    assert abs(killed.final.device_ns - unbroken.usage.device_ns) <= PERIOD
+    assert unbroken.final == unbroken.usage
+    assert unbroken.wasted == Usage()
+    assert killed.usage == killed.final + killed.wasted
+    assert killed.wasted.device_ns > 20 * SECOND
+    assert made.project == killed.usage + unbroken.usage
+
+
+def test_quality_and_throughput_are_set_against_the_dollars_of_the_lineage(tmp_path: Path) -> None:
+    run = Run(tmp_path / "r", price="36")
+    meter = run.attempt("a0", [("train", 100)] * 10, close=None)
+    meter.progress(10, 5000)
+    meter.note(retrieval={"i2t_r1": 48.0, "t2i_r1": 32.0}, eval_split="val")
+    meter.close()
+    [found] = report(tmp_path).runs
+    assert found.usage.usd == 10
+    assert found.recall_at_1 == (48.0, 32.0)
+    assert found.pairs_per_usd == 500
+    assert found.usd_per_point == Decimal("0.25")
+    [unknown] = report(tmp_path, reprice="none").runs
+    assert (unknown.usage.usd, unknown.pairs_per_usd, unknown.usd_per_point) == (None, None, None)
+
+
+def test_another_price_counts_only_when_it_is_asked_for(workspace: Path) -> None:
+    [before] = report(workspace / "first").runs
+    [again] = report(workspace / "first", reprice="1.38").runs
+    assert again.usage.usd == 2 * (before.usage.usd or 0)
+    assert again.prices == ("$1.38/h (given by --cost.price)",)
+    assert report(workspace / "first").runs == (before,)
+    with pytest.raises(ConfigError, match=r"p5\.48xlarg"):
+        report(workspace / "first", reprice="aws/p5.48xlarg")
+
+
+def test_electricity_of_own_hardware_is_paid_by_what_was_measured(tmp_path: Path) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text(OWN)
+    readings = [
+        {"GPU-0": Sample(mj=36_000_000 * i)} for i in range(3000)
+    ]  # 36 kJ in 5 s: 7.2 kW, 2 kWh in 1000 s
+    Run(tmp_path / "r", price="none").attempt("a0", [("train", 1000)], readings=readings)
+    [run] = report(tmp_path / "r", catalogue=load_prices(prices), reprice="own/box").runs
+    amortised = Decimal("0.5") * 1000 / 3600  # 17,520 over 4 years of 8,760 hours, all of them used
+    assert run.usage.usd == pytest.approx(amortised + Decimal("2") * Decimal("0.5"), rel=Decimal("0.001"))
+    assert not run.usage.usd_partial
+    blind = Run(tmp_path / "b", price="none")
+    blind.attempt("a0", [("train", 1000)])
+    [run] = report(tmp_path / "b", catalogue=load_prices(prices), reprice="own/box").runs
+    assert run.usage.usd_partial  # without a reading, the electricity is missing
+
+
+def test_thousands_of_closed_runs_are_read_from_the_ends_of_their_files(tmp_path: Path) -> None:
+    Run(tmp_path / "r").attempt("a0", [("train", 3600)])
+    [path] = (tmp_path / "r/cost/a0").iterdir()
+    [before] = report(tmp_path).runs
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"x" * 100_000 + b"\n" + lines[-1])
+    assert report(tmp_path).runs == (before,)
 
 
 def test_a_run_folder_itself_may_be_named(workspace: Path) -> None:
@@ -71,86 +151,8 @@ def test_a_folder_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
         report(tmp_path / "absent")
 
 
-def test_the_table_shows_runs_baselines_and_the_unknown(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
-    shown = text.render(report(workspace), "table")
-    for expected in (
-        "$77,414.40",
-        "$9,676.80",
-        "$356,106.24",
-        "$15.456",
-        "117.2M",
-        "unknown",
-        "$0.1294",
-        "kWh",
-    ):
-        assert expected in shown
-    assert "99.84 % cheaper than VLMo, 99.98 % than CLIP" in shown
-    assert "1 pairs were processed again" in shown
-    assert "attempt a0: no end" in shown
-    assert "[bold]" in shown  # markup in a name is text
-
-
-def test_control_characters_in_a_name_do_not_reach_the_terminal(tmp_path: Path) -> None:
-    Run(tmp_path / "evil\x1b[2Jname").attempt("a", [("train", 1)])
-    for form in ("table", "markdown"):
-        assert "\x1b" not in text.render(report(tmp_path), form)
-
-
-def test_json_is_complete_and_exact(workspace: Path) -> None:
-    data = json.loads(text.render(report(workspace), "json"))
-    dollars = {b["name"]: Decimal(b["usd"]) for b in data["baselines"]}
-    assert dollars["CLIP"] == Decimal("77414.4")
-    run = next(r for r in data["runs"] if r["name"] == "first")
-    assert Decimal(run["usd"]) == Decimal("0.69") * 675 / 3600
-    assert sum(run["phases"].values()) == pytest.approx(run["device_hours"])
-    assert next(r for r in data["runs"] if r["name"] != "first")["usd"] is None
-
-
-def test_csv_has_a_row_per_run_and_no_formulas(tmp_path: Path) -> None:
-    Run(tmp_path / HOSTILE).attempt("a", [("train", 1)])
-    rows = list(csv.DictReader(io.StringIO(text.render(report(tmp_path), "csv"))))
-    assert [r["kind"] for r in rows] == ["run"] + ["baseline"] * 4
-    assert rows[0]["name"] == "'" + HOSTILE
-    assert not any(value[:1] in "=+-@" for row in rows for value in row.values() if value)
-
-
-def test_markdown_escapes_names_and_keeps_its_columns(workspace: Path) -> None:
-    shown = text.render(report(workspace), "markdown")
-    assert "<script>" not in shown
-    rows = [line for line in shown.splitlines() if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in rows} == {len(text.COLUMNS) + 1}
-
-
-def test_no_runs_is_said_beside_the_baselines(tmp_path: Path) -> None:
-    shown = text.render(report(tmp_path), "table")
-    assert "No runs with a cost ledger" in shown
-    assert "$77,414.40" in shown
-
-
-@pytest.mark.parametrize(
-    ("usd", "partial", "shown"),
-    [
-        ("77414.4", False, "$77,414.40"), ("15.456", False, "$15.456"), ("9676.8", True, ">= $9,676.80"),
-        ("1", False, "$1.00"), ("0.012345678", False, "$0.01235"), ("0.000123", False, "$0.0001230"),
-        ("0", False, "$0.00"), (None, False, "unknown"),
-    ],
-)  # fmt: skip
-def test_money(usd: str | None, partial: bool, shown: str) -> None:
-    assert text.money(None if usd is None else Decimal(usd), partial=partial) == shown
-
-
-def test_energy_says_how_much_of_it_was_measured(workspace: Path) -> None:
-    [run] = report(workspace / "first").runs
-    assert text.energy(run).endswith("kWh")
-    half = dataclasses.replace(run.usage, energy_ns=run.usage.device_ns // 2)
-    assert "(50% measured)" in text.energy(dataclasses.replace(run, usage=half))
-
-
 def test_it_reports_what_lies_at_most_four_levels_down(tmp_path: Path) -> None:
     Run(tmp_path / "1/2/3/4").attempt("a", [("train", 1)], devices=[GPU])
-    Run(tmp_path / "1/2/3/4b/5/6").attempt("a", [("train", 1)], devices=[GPU])
+    Run(tmp_path / "1/2/3/4b/5/6").attempt("a", [("train", 1)], devices=[GPU], lineage="another")
     found: Report = report(tmp_path)
     assert [r.name for r in found.runs] == ["1/2/3/4"]
