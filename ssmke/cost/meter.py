@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import datetime as dt
 import functools
+import json
 import logging
 import os
 import threading
@@ -25,14 +26,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ssmke.cost.config import CostConfig
-from ssmke.cost.ledger import FOLDER, FORMAT, LedgerWriter, read_run
-from ssmke.cost.machine import Machine, boottime_ns
+from ssmke.cost.ledger import Segment, read_file, read_run
+from ssmke.cost.ledger_writer import FOLDER, FORMAT, LedgerWriter
+from ssmke.cost.machine import Machine, boottime_ns, process_start
+from ssmke.cost.outcomes import by_outcome
 from ssmke.cost.phases import PhaseClock, Token
-from ssmke.cost.prices import Catalogue, shipped
+from ssmke.cost.price_file import load_prices
+from ssmke.cost.prices import Catalogue
 from ssmke.cost.probe import Averager, Device, DeviceProbe, open_probe
 from ssmke.cost.quote import Quote, quote
+from ssmke.cost.tally import Tally
 from ssmke.cost.totals import Totals
-from ssmke.cost.usage import Reading, Usage, energy_between, total
+from ssmke.cost.usage import Usage, dollars, total
 
 _SAMPLE_S = 1.0
 _LONG_PHASE_NS = 1_000_000_000
@@ -62,7 +67,8 @@ class CostMeter:
     ``lineage`` names the run over all its attempts, ``attempt`` this launch (the same on every node, never
     used before). ``device_ids``: UUIDs of all GPUs that the run uses on this node (``torch.cuda.
     get_device_properties(i).uuid``); without them ``visible``, the value of CUDA_VISIBLE_DEVICES, is resolved
-    ("" for a run on the CPU, None if unset). ``nodes``: how many nodes like this one ``totals`` stands for;
+    ("" for a run on the CPU, None if unset). ``device_names``: product names by UUID, for a node whose driver
+    library cannot be read. ``nodes``: how many nodes like this one ``totals`` stands for;
     the report counts each node's own ledger instead.
     """
 
@@ -77,6 +83,7 @@ class CostMeter:
         local_rank: int = 0,
         nodes: int = 1,
         device_ids: Sequence[str] = (),
+        device_names: Mapping[str, str] | None = None,
         visible: str | None = None,
         facts: Mapping[str, Any] | None = None,
         probe: DeviceProbe | None = None,
@@ -94,7 +101,7 @@ class CostMeter:
         self._config = config or CostConfig()
         self._node = f"node{node_rank:04d}"
         self._nodes = nodes
-        self._device_ids, self._visible = tuple(device_ids), visible
+        self._device_ids, self._device_names, self._visible = tuple(device_ids), device_names, visible
         self._facts = dict(facts or {})
         self._probe, self._catalogue, self._machine = probe, catalogue, machine
         self._clock, self._wall = clock, wall
@@ -104,10 +111,10 @@ class CostMeter:
         self._averager = Averager(clock)
         self._quote = Quote(None, "the meter was not started")
         self._devices: tuple[Device, ...] = ()
-        self._earlier, self._earlier_attempts = Usage(), 0
-        self._readings: dict[str, Reading] = {}
-        self._energy_mj: int | None = None
-        self._energy_ns = 0
+        self._earlier: list[Segment] = []
+        self._earlier_usage, self._earlier_attempts = Usage(), 0
+        self._wasted: Usage | None = None
+        self._tally: Tally | None = None
 
         self._lock = threading.RLock()  # re-entrant: a signal handler may ask for totals
         self._pid = os.getpid()
@@ -147,7 +154,9 @@ class CostMeter:
             self._open_probe()
             self._choose_price()
             self._read_earlier()
-            self._append(self._start_record(), durable=True)
+            start = self._start_record()
+            self._tally = Tally(start)
+            self._append(start, durable=True)
             self.beat()
         if self._heartbeat:
             atexit.register(self.close, "exited")
@@ -170,16 +179,22 @@ class CostMeter:
         The first call of an attempt says where it resumes (0, 0 for a new run): before its first step.
         """
         with self._lock:
+            begins = self._from is None
             if self._from is None:
                 self._from = (step, pairs)
             self._step, self._pairs = step, pairs
+        if begins:
+            self._put_moment("begun", step)
+
+    @_harmless
+    def saved(self, step: int) -> None:
+        """A checkpoint of ``step`` is complete: what was paid up to here is not lost any more."""
+        self._put_moment("save", step)
 
     @_harmless
     def note(self, **facts: Any) -> None:
         """Facts for the report that are known only later (``parameters``, a metric): JSON values."""
         if self._live():
-            with self._lock:
-                self._facts |= facts
             self._put("note", facts=facts)
 
     def totals(self) -> Totals:
@@ -221,6 +236,7 @@ class CostMeter:
         for record in pending:
             self._append(record)
         self._append(self._usage_record("beat"))
+        self._find_waste()
 
     # What follows runs in the training thread and must stay short.
 
@@ -246,6 +262,14 @@ class CostMeter:
             self._pending.append({"t": kind, "b": self._phases.read()[0], "w": self._wall(), **content})
         self._wake.set()
 
+    def _put_moment(self, kind: str, step: int) -> None:
+        if self._live():
+            now, phase, phases = self._phases.read()
+            record = {"t": kind, "b": now, "w": self._wall(), "step": step, "phase": phase, "phases": phases}
+            with self._lock:
+                self._pending.append(record)
+            self._wake.set()
+
     def _totals(self) -> Totals:
         if not self.active:
             return Totals()
@@ -253,21 +277,21 @@ class CostMeter:
             return Totals(price=self._quote.label)
         now_ns, _, phases = self._final or self._phases.read()
         lived = now_ns - self._phases.begin_ns
-        with self._lock:
-            energy_mj, energy_ns = self._energy_mj, self._energy_ns
         width = max(len(self._devices), 1) * self._nodes
-        hourly = self._quote.usd_per_hour
+        energy = [] if self._tally is None else list(self._tally.energy.values())
+        known = [e.mj for e in energy if e.mj is not None]
         now = Usage(
             device_ns=lived * width,
-            node_ns=lived * self._nodes,
-            usd_ns=None if hourly is None else hourly * lived * self._nodes,
-            priced_ns=0 if hourly is None else lived * self._nodes,
-            energy_mj=None if energy_mj is None else energy_mj * self._nodes,
-            energy_ns=energy_ns * self._nodes,
+            energy_mj=sum(known) * self._nodes if known else None,
+            energy_ns=sum(e.covered_ns for e in energy) * self._nodes,
             phases={name: ns * width for name, ns in phases.items()},
         )
+        snapshot = {"usd_per_hour": self._quote.usd_per_hour, "usd_per_kwh": self._quote.usd_per_kwh}
+        now += dollars(snapshot, lived * self._nodes, now)
+        hourly = self._quote.usd_per_hour
         return Totals.of(
-            self._earlier + now,
+            self._earlier_usage + now,
+            wasted=self._wasted,
             attempts=self._earlier_attempts + 1,
             usd_per_hour=None if hourly is None else hourly * self._nodes,
             price=self._quote.label,
@@ -279,7 +303,9 @@ class CostMeter:
     def _open_probe(self) -> None:
         self._machine = self._machine or Machine.this()
         if self._probe is None:
-            self._probe, self._devices = open_probe(self._machine, self._device_ids, self._visible)
+            self._probe, self._devices = open_probe(
+                self._machine, self._device_ids, self._visible, self._device_names
+            )
         else:
             self._devices = self._probe.open()
         if self._probe.note:
@@ -291,7 +317,8 @@ class CostMeter:
         today = dt.datetime.fromtimestamp(self._wall() / 1e9, tz=dt.timezone.utc).date()
         self._quote = quote(
             self._config.price,
-            self._catalogue or shipped(),
+            self._catalogue
+            or load_prices(None if self._config.prices is None else Path(self._config.prices)),
             devices=self._devices,
             machine=self._machine,
             on=today,
@@ -302,7 +329,16 @@ class CostMeter:
     @_harmless
     def _read_earlier(self) -> None:
         found = [s for s in read_run(self._run_dir, skip_attempt=self._attempt) if s.lineage == self._lineage]
-        self._earlier, self._earlier_attempts = total(found), len({s.attempt for s in found})
+        self._earlier = found
+        self._earlier_usage, self._earlier_attempts = total(found), len({s.attempt for s in found})
+
+    @_harmless
+    def _find_waste(self) -> None:
+        """Once training has begun, it is known how much of the earlier attempts was lost."""
+        if self._wasted is None and self._ledger.path is not None and self._tally and self._tally.begun:
+            found = [*self._earlier, *(s for s in read_file(self._ledger.path) if s.attempt == self._attempt)]
+            parts = by_outcome(found)
+            self._wasted = sum((u for name, u in parts.items() if name != "useful"), Usage())
 
     def _beat_until_closed(self) -> None:
         due = self._clock() + self._period_ns
@@ -322,7 +358,10 @@ class CostMeter:
     def _finish(self) -> None:
         self.beat()
         self._final = self._phases.read()
-        self._append(self._usage_record("end") | {"reason": self._reason}, durable=True)
+        end = self._usage_record("end") | {"reason": self._reason}
+        if self._tally is not None:
+            end |= {"begin": self._phases.begin_ns, **self._tally.summary()}
+        self._append(end, durable=True)
         self._closed.set()
         self._ledger.close()
         if self._probe is not None:
@@ -335,6 +374,10 @@ class CostMeter:
 
     def _append(self, record: Mapping[str, Any], *, durable: bool = False) -> None:
         try:
+            if record["t"] == "note":
+                json.dumps(record, allow_nan=False)  # before the summary takes it over
+            if self._tally is not None and record["t"] not in ("start", "end"):
+                self._tally.add(record)
             self._ledger.append(record, durable=durable)
         except OSError as error:
             self._report("the ledger (kept in memory, and tried again with each beat)", error)
@@ -359,6 +402,8 @@ class CostMeter:
             "node": self._node,
             "host": machine.host,
             "boot": machine.boot,
+            "pid": self._pid,
+            "born": process_start(self._pid),
             "period": self._period_ns,
             "devices": [asdict(device) for device in devices],
             "driver": None if self._probe is None else self._probe.driver,
@@ -384,16 +429,4 @@ class CostMeter:
                 "from": self._from,
                 "d": readings,
             }
-            for device, reading in readings.items():
-                after: Reading = (now, _whole(reading["mj"]), _whole(reading["mw"]))
-                before = self._readings.get(device)
-                spent = None if before is None else energy_between(before, after)
-                if before is not None and spent is not None:
-                    self._energy_mj = (self._energy_mj or 0) + spent
-                    self._energy_ns += now - before[0]
-                self._readings[device] = after
         return record
-
-
-def _whole(value: int | float | None) -> int | None:
-    return None if value is None else int(value)

@@ -26,6 +26,8 @@ class Batch:
     """Sample key and caption number of each pair, "<key>#<caption>"."""
     skipped: tuple[tuple[str, str], ...] = field(default=())
     """(key, reason) of samples that could not be used and were replaced."""
+    real_tokens: int = 0
+    """Text tokens without padding, counted on the host where the batch is made."""
 
     def __len__(self) -> int:
         return self.images.shape[0]

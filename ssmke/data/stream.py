@@ -167,6 +167,7 @@ class PairBatches(Dataset[Batch]):
             targets=torch.from_numpy(np.stack(targets)) if targets else None,  # [B, D]
             keys=tuple(row.key for row in rows),
             skipped=tuple(skipped),
+            real_tokens=int(mask.sum()),
         )
 
     def _usable(

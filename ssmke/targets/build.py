@@ -81,10 +81,10 @@ def build_targets(
 ) -> BuildReport:
     """Computes the targets that are missing; collective over ranks; ``progress`` gets images as they are done here.
 
-    Raises `TargetCacheError` on every rank when any rank failed (other teacher, changed shards, full disk).
+    Raises on every rank when any rank failed (`TargetCacheError`: other teacher, changed shards, full disk).
     """
     work = list(shard_folders(shards, identity, config))
-    failure: str | None = None
+    failure: SSMKEError | None = None
     done = reused = bad = 0
     begin = time.perf_counter()
     try:
@@ -100,11 +100,13 @@ def build_targets(
                 reused += info.images
             bad += len(record.bad)
     except SSMKEError as error:
-        failure = f"{error}"
+        failure = error
     totals = _gathered((failure, done, reused, bad, time.perf_counter() - begin))
     failures = [f for f, *_ in totals if f is not None]
     if failures:
-        raise TargetCacheError(failures[0])
+        first = failure or failures[0]
+        first.told = rank() != 0
+        raise first
     return BuildReport(
         images=sum(t[1] for t in totals),
         reused=sum(t[2] for t in totals),
@@ -113,7 +115,7 @@ def build_targets(
     )
 
 
-_Total = tuple[str | None, int, int, int, float]
+_Total = tuple[SSMKEError | None, int, int, int, float]
 
 
 def _gathered(total: _Total) -> list[_Total]:

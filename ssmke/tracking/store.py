@@ -22,6 +22,20 @@ _PARAM_BATCH = 100
 _log = logging.getLogger(__name__)
 
 
+def open_client(uri: str) -> Any:
+    """A client of the store at ``uri``, quiet and with short retries; a sqlite file's folder is made."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if uri.startswith("sqlite"):
+        Path(uri.partition(":///")[2]).parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=uri)
+
+
 class MlflowStore:
     """One MLflow run in ``experiment`` of the store at ``uri``; its id is kept in ``run_dir``."""
 
@@ -80,16 +94,7 @@ class MlflowStore:
 
     def _open(self) -> Any:
         if self._client is None:
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-            from mlflow import MlflowClient
-
-            for name in ("mlflow", "alembic"):
-                logging.getLogger(name).setLevel(logging.WARNING)
-            if self.uri.startswith("sqlite"):
-                Path(self.uri.partition(":///")[2]).parent.mkdir(parents=True, exist_ok=True)
-            self._client = MlflowClient(tracking_uri=self.uri)
+            self._client = open_client(self.uri)
         return self._client
 
     def _exists(self, run_id: str) -> bool:

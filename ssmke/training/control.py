@@ -1,4 +1,4 @@
-"""Decisions that all ranks must take at the same step: stop after a signal, save a checkpoint.
+"""Decisions that all ranks must take at the same step: stop after a signal or at a budget, save a checkpoint.
 
 Every rank says what it wants after a step; the maximum over ranks is known one step later. The reduction runs
 on a gloo group (host memory, no device synchronisation) while the next step computes, so it costs nothing
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ssmke.cost.budget import BudgetSpent
 from ssmke.errors import SSMKEError
-from ssmke.objectives.gather import world_size
+from ssmke.objectives.gather import rank, world_size
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_SPENT_KEY = "ssmke/budget-spent"
 
 
 class Stopped(SSMKEError):
@@ -37,13 +41,20 @@ class Decision:
 
     stop: bool
     save: bool
+    spent: bool
+    """A budget is used up, which is one of the reasons to stop."""
 
 
 class Control:
-    """Listens for signals and agrees with the other ranks."""
+    """Listens for signals and agrees with the other ranks.
 
-    def __init__(self) -> None:
+    ``spent``: what rank 0 says of its budget, None as long as there is some left; not asked on other ranks.
+    """
+
+    def __init__(self, spent: Callable[[], str | None] = lambda: None) -> None:
         self.signal: str | None = None
+        self._spent = spent
+        self._asked = 0.0
         self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
         self._pending: tuple[torch.Tensor, dist.Work | None] | None = None
         self._previous: dict[int, object] = {}
@@ -65,12 +76,34 @@ class Control:
         self.signal = signal.Signals(number).name
 
     def check(self) -> None:
-        """Raises `Stopped` when this rank was asked to stop; for long work outside the training loop."""
+        """Raises `Stopped` when this rank was asked to stop, `BudgetSpent` on all ranks when a budget is used up.
+
+        For long work outside the training loop, where ranks do not march in step; not collective.
+        """
         self._notice_launcher()
+        self._check_budget()
         if self.signal is not None:
             raise Stopped(
                 f"stopped by {self.signal}; what is finished is kept, the same command goes on from there"
             )
+
+    def _check_budget(self) -> None:
+        if time.monotonic() - self._asked < 1.0:
+            return
+        self._asked = time.monotonic()
+        spent = self._spent() if rank() == 0 else None
+        if world_size() > 1:
+            store = dist.distributed_c10d._get_default_store()
+            if spent is not None:
+                store.set(_SPENT_KEY, spent)
+            elif rank() != 0 and store.check([_SPENT_KEY]):
+                spent = store.get(_SPENT_KEY).decode()
+        if spent is not None:
+            error = BudgetSpent(
+                f"stopped by the budget: {spent}; what is finished is kept: raise it, and the same command goes on"
+            )
+            error.told = rank() != 0
+            raise error
 
     def _notice_launcher(self) -> None:
         if self.signal is None and self._launcher is not None and _grandparent() != self._launcher:
@@ -82,11 +115,13 @@ class Control:
             wishes, work = self._pending
             if work is not None:
                 work.wait()
-            decision = Decision(stop=bool(wishes[0]), save=bool(wishes[1]))
+            spent = bool(wishes[2])
+            decision = Decision(stop=bool(wishes[0]) or spent, save=bool(wishes[1]), spent=spent)
         else:
-            decision = Decision(stop=False, save=False)
+            decision = Decision(stop=False, save=False, spent=False)
         self._notice_launcher()
-        wishes = torch.tensor([int(self.signal is not None), int(save)])
+        over = rank() == 0 and self._spent() is not None
+        wishes = torch.tensor([int(self.signal is not None), int(save), int(over)])
         work = (
             dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self._group, async_op=True)
             if self._group

@@ -52,6 +52,11 @@ class EngineConfig:
         return int(self.json.get("zero_optimization", {}).get("stage", 0))
 
     @property
+    def dtype(self) -> str:
+        """Number format of the matrix products: "bf16", "fp16" or "fp32"."""
+        return next((name for name in ("bf16", "fp16") if self.json.get(name, {}).get("enabled")), "fp32")
+
+    @property
     def offloads_optimizer(self) -> bool:
         """Whether optimiser states live in host memory."""
         device = self.json.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")

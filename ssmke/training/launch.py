@@ -10,13 +10,16 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 
+from ssmke.cost.budget import EXIT_CODE
 from ssmke.recipes import Invocation
 from ssmke.training.pretrain import pretrain
 from ssmke.training.ranks import Placement
 
 
-def launch(invocation: Invocation, environment: Mapping[str, str]) -> None:
+def launch(invocation: Invocation, environment: Mapping[str, str]) -> int:
     """Joins the process group that the launcher's environment describes, trains, and leaves it.
+
+    Returns the exit code: 0 done or stopped with a checkpoint, 3 stopped by a budget with a checkpoint.
 
     Works under ``deepspeed``, ``torchrun`` and SLURM scripts that set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
     MASTER_PORT, and as a plain single process. On CPU the cores are shared out
@@ -35,8 +38,9 @@ def launch(invocation: Invocation, environment: Mapping[str, str]) -> None:
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // placement.local_size))
     deepspeed.init_distributed()
-    pretrain(invocation.recipe, invocation.deepspeed_config, placement)
+    outcome = pretrain(invocation.recipe, invocation.deepspeed_config, placement)
     dist.destroy_process_group()
+    return EXIT_CODE if outcome.over_budget else 0
 
 
 def stand_alone() -> None:

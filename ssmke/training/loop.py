@@ -42,6 +42,8 @@ class Outcome:
     """Steps done, over all attempts."""
     stopped: str | None
     """Why it stopped early, None when all steps are done."""
+    over_budget: bool
+    """It was a budget that stopped it."""
     skipped: dict[str, int]
     """Unusable samples of this rank and attempt, by reason."""
     first_step_seconds: float | None
@@ -63,7 +65,7 @@ def train(
     evaluate: Callable[[int], None],
 ) -> Outcome:
     """Trains from step ``start`` to the end of ``plan`` or until told to stop."""
-    step, saved, stopped, first = start, start, None, None
+    step, saved, stopped, first, over_budget = start, start, None, None, False
     begin = last_save = time.monotonic()
     meter.progress(step, step * plan.batch_size)
     skipped: Counter[str] = stream.bad.by_reason
@@ -96,6 +98,7 @@ def train(
         if saving:
             with meter.phase("checkpoint"):
                 save(step)
+            meter.saved(step)
             saved, last_save = step, time.monotonic()
             progress.resume_clock()
         if evaluating:
@@ -103,13 +106,16 @@ def train(
                 evaluate(step)
             progress.resume_clock()
         if stopping:
-            stopped = (
-                f"--stop-after {config.stop_after}"
-                if limit
-                else (control.signal or "a signal to another rank")
-            )
+            over_budget = decision.spent
+            stopped = _reason(config, control, limit=limit, over_budget=over_budget)
             break
-    return Outcome(step, stopped, dict(skipped), first)
+    return Outcome(step, stopped, over_budget, dict(skipped), first)
+
+
+def _reason(config: LoopConfig, control: Control, *, limit: bool, over_budget: bool) -> str:
+    if over_budget:
+        return "the budget"
+    return f"--stop-after {config.stop_after}" if limit else (control.signal or "a signal to another rank")
 
 
 def _evaluates(every: int, step: int, plan: StreamPlan) -> bool:

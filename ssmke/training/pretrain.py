@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssmke.cost.budget import Budget, BudgetSpent
 from ssmke.cost.meter import CostMeter
 from ssmke.data.atomic import write_json
 from ssmke.data.dataset import ImageTextShards
@@ -44,16 +45,17 @@ from ssmke.training.progress import Progress
 from ssmke.training.ranks import Placement, barrier, on_rank_zero
 from ssmke.training.results import closing_table
 from ssmke.training.run_folder import RunFolder, open_run, truncate_metrics
+from ssmke.training.spending import Spending, count_work
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def pretrain(recipe: Recipe, deepspeed_config: str, placement: Placement) -> None:
+def pretrain(recipe: Recipe, deepspeed_config: str, placement: Placement) -> Outcome:
     """Runs ``recipe`` on all ranks (the process group must exist); prints its story on rank 0.
 
-    Returns when the run is done or was stopped with a checkpoint; every foreseen failure is an `SSMKEError`
-    raised before anything that was earned is lost.
+    Returns when the run is done or was stopped with a checkpoint (by a signal, a budget or ``--stop-after``);
+    every foreseen failure is an `SSMKEError` raised before anything that was earned is lost.
     """
     began = time.monotonic()
     say: Say = (lambda line: print(line, flush=True)) if rank() == 0 else (lambda line: None)
@@ -80,12 +82,23 @@ def pretrain(recipe: Recipe, deepspeed_config: str, placement: Placement) -> Non
         lineage=run.lineage,
         environment=placement.environment,
     )
-    control = Control()
+    budget = Budget(recipe.cost)
+    control = Control(lambda: budget.spent(meter.totals()))
+    devices = world_size() if cuda else placement.nodes  # as the meter counts them: on CPU a node is one
     reason, status = "failed", "FAILED"
     try:
         control.listen()
-        outcome = _run(recipe, engine_config, run, meter, tracker, control, say, device, began)
+        on_rank_zero(
+            lambda: budget.check_before(meter.totals(), measures_energy=any(d.energy for d in meter.devices))
+        )
+        outcome = _run(
+            recipe, engine_config, run, meter, tracker, control, budget, say, device, devices, began
+        )
         reason, status = ("finished", "FINISHED") if outcome.stopped is None else ("preempted", "KILLED")
+        reason = "budget" if outcome.over_budget else reason
+    except BudgetSpent:
+        reason, status = "budget", "KILLED"
+        raise
     except SSMKEError:
         if control.signal is not None:
             reason, status = "preempted", "KILLED"
@@ -97,14 +110,14 @@ def pretrain(recipe: Recipe, deepspeed_config: str, placement: Placement) -> Non
         control.close()
         meter.close(reason)
         tracker.finish(status)
+    if outcome.over_budget:
+        barrier()  # the launcher ends all ranks when the first leaves with a code: rank 0 must be done by then
+    return outcome
 
 
 def _meter(recipe: Recipe, run: RunFolder, placement: Placement, cuda: bool) -> CostMeter:
-    uuids = (
-        [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(placement.local_size)]
-        if cuda
-        else []
-    )
+    gpus = [torch.cuda.get_device_properties(i) for i in range(placement.local_size)] if cuda else []
+    names = {f"GPU-{gpu.uuid}": gpu.name for gpu in gpus}
     return CostMeter(
         run.path,
         lineage=run.lineage,
@@ -113,7 +126,8 @@ def _meter(recipe: Recipe, run: RunFolder, placement: Placement, cuda: bool) -> 
         node_rank=placement.node_rank,
         local_rank=placement.local_rank,
         nodes=placement.nodes,
-        device_ids=uuids,
+        device_ids=list(names),
+        device_names=names,
         visible=placement.environment.get("CUDA_VISIBLE_DEVICES") if cuda else "",
         facts={"recipe": recipe.name, "ranks": world_size()},
     )
@@ -126,8 +140,10 @@ def _run(
     meter: CostMeter,
     tracker: Tracker,
     control: Control,
+    budget: Budget,
     say: Say,
     device: torch.device,
+    devices: int,
     began: float,
 ) -> Outcome:
     say(f"price: {meter.quote.label}")
@@ -140,6 +156,7 @@ def _run(
     with meter.phase("setup"):
         module = build_module(recipe, teacher, shards.images, device, say)
         parameters = module.student.parameter_table()["total"]
+        shapes = count_work(recipe, module, teacher, say)
         if recipe.targets.mode == "cache":
             teacher = None
     with meter.phase("target_cache"):
@@ -165,7 +182,8 @@ def _run(
         )
         stream = BatchStream(batches, recipe.data.stream, start, pin=device.type == "cuda")
     meter.note(parameters=parameters, pairs_per_epoch=shards.pairs)
-    progress = Progress(run.metrics, plan, meter, tracker, say)
+    spending = Spending(meter, budget, plan.steps, shapes=shapes, dtype=engine_config.dtype, devices=devices)
+    progress = Progress(run.metrics, plan, meter, spending, tracker, say)
     micro, accumulation = engine_config.micro_batch, engine_config.accumulation
     say(
         f"training {plan.steps} steps of {plan.batch_size} pairs ({world_size()} ranks x {micro} x {accumulation}), "
@@ -203,7 +221,8 @@ def _run(
     )
     progress.close()
     if outcome.stopped is not None:
-        say(f"stopped by {outcome.stopped} after step {outcome.step}; go on with --resume {run.path}")
+        spent = f": {budget.spent(meter.totals())}; raise it and" if outcome.over_budget else ";"
+        say(f"stopped by {outcome.stopped} after step {outcome.step}{spent} go on with --resume {run.path}")
         return outcome
     with meter.phase("evaluation"):
         export(engine, run)

@@ -27,6 +27,7 @@ from ssmke.errors import SSMKEError
 from ssmke.objectives.gather import rank, world_size
 from ssmke.objectives.pretraining import Losses
 from ssmke.tracking import Tracker
+from ssmke.training.spending import Spending, Work
 
 
 class NotFinite(SSMKEError):
@@ -38,6 +39,8 @@ class Window:
     """Steps since the last report."""
 
     losses: list[Tensor] = field(default_factory=list)
+    text_tokens: int = 0
+    padded_tokens: int = 0
     facts: list[dict[str, Any]] = field(default_factory=list)
     begin: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
@@ -47,7 +50,13 @@ class Progress:
     """Collects steps and reports them."""
 
     def __init__(
-        self, metrics: Path, plan: StreamPlan, meter: CostMeter, tracker: Tracker, say: Callable[[str], None]
+        self,
+        metrics: Path,
+        plan: StreamPlan,
+        meter: CostMeter,
+        spending: Spending,
+        tracker: Tracker,
+        say: Callable[[str], None],
     ) -> None:
         self.plan = plan
         self.pairs_per_second = 0.0
@@ -57,7 +66,7 @@ class Progress:
         self.train_seconds = 0.0
         """Seconds of this attempt spent on them, data wait included."""
         self._file = metrics.open("a", encoding="utf-8") if rank() == 0 else None
-        self._meter, self._tracker, self._say = meter, tracker, say
+        self._meter, self._spending, self._tracker, self._say = meter, spending, tracker, say
         self._names: list[str] = []
         self._window = Window()
 
@@ -72,6 +81,9 @@ class Progress:
         keys = hashlib.blake2b("\n".join(batch.keys).encode(), digest_size=8).hexdigest()
         self._window.facts.append({"step": step, "lr": rate, "keys": keys})
         self._window.waited += waited
+        # This rank's captions stand for all: they are a random part of the batch.
+        self._window.text_tokens += batch.real_tokens * world_size()
+        self._window.padded_tokens += batch.ids.numel() * world_size()
 
     def report(self, step: int, skipped: dict[str, int]) -> None:
         """Writes the steps since the last report; collective. Raises `NotFinite` when a loss is not a number."""
@@ -130,7 +142,12 @@ class Progress:
         ]
         if skipped:
             parts.append("skipped " + ", ".join(f"{n} {reason}" for reason, n in skipped.items()))
-        self._say("  ".join(parts))
+        work = Work(
+            len(values), len(values) * self.plan.batch_size, window.text_tokens, window.padded_tokens, seconds
+        )
+        costs, warnings = self._spending.report(step, work)
+        for line in ["  ".join(parts), *warnings]:
+            self._say(line)
         self._tracker.metrics(
             {
                 **{name.replace(".", "/"): value for name, value in mean.items()},
@@ -139,9 +156,7 @@ class Progress:
                 "data_wait_share": waited / seconds,
                 "device_memory_gb": memory,
                 "skipped": sum(skipped.values()),
-                "cost/usd_total": totals.usd,
-                "cost/device_hours": totals.device_hours,
-                "cost/energy_kwh": totals.energy_kwh,
+                **costs,
             },
             step,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,37 +12,61 @@ from pathlib import Path
 import pytest
 
 from ssmke.cli.cost import main
+from ssmke.cost.ledger import read_run
+from tests.cost.simulated import Training
 
 HEAVY = ("torch", "mlflow", "pandas", "numpy", "deepspeed", "transformers", "timm", "PIL", "tyro")
 
 
-def test_report_of_an_empty_workspace_shows_the_baselines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["report"]) == 0
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """Runs of a killed and of a finished training."""
+    Training(tmp_path / "killed", steps=9, every=3, lineage="killed").attempt("a0", 58.0)
+    ledger = tmp_path / "killed/cost/a0/node0000.jsonl"
+    hour_ago = time.time() - 3600  # simulated on another machine, so only silence tells that it is dead
+    os.utime(ledger, (hour_ago, hour_ago))
+    Training(tmp_path / "finished", steps=9, every=3, lineage="finished").attempt("a0", None)
+    return tmp_path
+
+
+def test_reconcile_closes_what_died_once(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reconcile", str(workspace), "--dry-run"]) == 0
+    assert "would be closed" in capsys.readouterr().out
+    assert main(["reconcile", str(workspace)]) == 0
     shown = capsys.readouterr().out
-    for dollars in ("$77,414.40", "$9,676.80", "$356,106.24", "$15.456"):
-        assert dollars in shown
-    assert "99.84 % cheaper than VLMo, 99.98 % than CLIP" in shown
+    assert "killed/cost/a0/node0000.jsonl: closed as killed" in shown
+    assert "1 closed, 0 still open" in shown
+    assert main(["reconcile", str(workspace)]) == 0
+    assert "0 closed" in capsys.readouterr().out
+    assert main(["report", str(workspace), "--format", "json"]) == 0
+    runs = {run["name"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
+    assert runs["killed"]["attempts"][0]["outcome"] == "killed"
 
 
-@pytest.mark.parametrize("form", ["table", "json", "markdown", "csv"])
-def test_a_metered_run_is_in_every_format(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+def test_reconcile_ends_the_mlflow_run_at_its_last_heartbeat(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ssmke.cost import CostConfig, CostMeter
+    from mlflow import MlflowClient
 
-    meter = CostMeter(
-        tmp_path / "my-run", lineage="l", attempt="a", visible="", config=CostConfig(price="3.6")
-    )
-    meter.start()
-    meter.close()
-    assert main(["report", str(tmp_path), "--format", form]) == 0
-    shown = capsys.readouterr().out
-    assert "my-run" in shown
-    if form == "json":
-        assert json.loads(shown)["runs"][0]["usd"] is not None
+    client = MlflowClient(tracking_uri=f"sqlite:///{workspace}/mlflow.db")
+    run_id = client.create_run(client.create_experiment("e")).info.run_id
+    (workspace / "killed/mlflow_run_id").write_text(run_id + "\n")
+    assert main(["reconcile", str(workspace)]) == 0
+    assert f"MLflow run {run_id} closed as KILLED" in capsys.readouterr().out
+    run = client.get_run(run_id)
+    assert run.info.status == "KILLED"
+    [segment] = read_run(workspace / "killed")
+    assert run.info.end_time == segment.end_wall_ns // 1_000_000
+
+
+def test_import_says_what_it_took(
+    workspace: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = tmp_path_factory.mktemp("here")
+    assert main(["import", str(workspace), "--into", str(here)]) == 0
+    assert "2 ledgers are new, 0 have grown, 0 were here already" in capsys.readouterr().out
+    assert main(["import", str(workspace), "--into", str(here)]) == 0
+    assert "0 ledgers are new, 0 have grown, 2 were here already" in capsys.readouterr().out
 
 
 def test_it_imports_nothing_heavy_and_starts_at_once(tmp_path: Path) -> None:
@@ -57,34 +82,12 @@ def test_it_imports_nothing_heavy_and_starts_at_once(tmp_path: Path) -> None:
         assert time.perf_counter() - began < 3  # 0.3 s alone on a core
 
 
-def test_prices_are_listed_with_their_date(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prices", "list", "--provider", "aws", "--accelerator", "h100", "--on", "2024-01-01"]) == 0
-    shown = capsys.readouterr().out
-    assert "aws/p5.48xlarge/us-east-1/on_demand" in shown
-    assert "98.32" in shown
-    assert "55.04" not in shown
-    assert main(["prices", "list", "--accelerator", "CPU", "--format", "csv"]) == 0
-    assert "https://github.com/aws" in capsys.readouterr().out
-
-
-def test_prices_check_fails_on_a_faulty_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prices", "check"]) == 0
-    assert "0 problems" in capsys.readouterr().out
-    from ssmke.cost.prices import CATALOGUE
-
-    broken = tmp_path / "prices.csv"
-    broken.write_text(CATALOGUE.read_text().replace(",USD,", ",EUR,", 1))
-    assert main(["prices", "check", str(broken)]) == 1
-    assert "1 problems" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["report", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["prices", "list", "--on", "yesterday"], "--on"),
-        (["prices", "list", "--accelerator", "abacus"], "no price fits"),
-        (["prices", "check", "/nowhere.csv"], "/nowhere.csv"),
+        (["import", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["reconcile", "/nowhere/at/all"], "/nowhere/at/all"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(

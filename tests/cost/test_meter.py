@@ -198,7 +198,9 @@ def test_a_disk_that_hangs_does_not_hold_up_phases(tmp_path: Path, monkeypatch: 
     )
     meter.start()
     released = threading.Event()
-    monkeypatch.setattr("ssmke.cost.ledger.os.write", lambda file, data: released.wait(30) and len(data))
+    monkeypatch.setattr(
+        "ssmke.cost.ledger_writer.os.write", lambda file, data: released.wait(30) and len(data)
+    )
     time.sleep(0.3)
     began = time.perf_counter()
     for step in range(1000):

@@ -1,0 +1,281 @@
+"""``ssmke-cost forecast``: what a recipe will cost, before it starts (see `ssmke.cost.plan`).
+
+The operations of a recipe are counted on its modules, so this command imports torch when it runs; with
+``--pairs-per-second``, or ``--like`` without ``--recipe``, it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssmke.cli.cost.folder import add_prices, catalogue_of
+from ssmke.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssmke.cost.estimate import Estimate
+    from ssmke.cost.plan import Work
+    from ssmke.cost.report import RunReport
+    from ssmke.recipes import Recipe
+
+PUBLISHED_PAIRS = 3_264_868
+"""Pairs of an epoch of the published run, for a hint only."""
+TEXT_TOKENS = 13.0
+"""Mean caption of the published pairs, as the specification of the model counts it."""
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("forecast", help="what a recipe will cost on a device, before it starts")
+    parser.add_argument("--recipe", help="name of the recipe (default: what --like ran)")
+    parser.add_argument(
+        "--set",
+        nargs=2,
+        action="append",
+        metavar=("FIELD", "VALUE"),
+        help="a field of the recipe, as training takes it: --set targets.mode online",
+    )
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        metavar="N",
+        help="image-text pairs of an epoch (default: those of --like or the shards)",
+    )
+    parser.add_argument("--epochs", type=int, metavar="N", help="passes over them (default: the recipe's)")
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="images that a target cache is made of (default: one a pair)"
+    )
+    parser.add_argument(
+        "--text-tokens",
+        type=float,
+        metavar="N",
+        help=f"mean length of a caption, [CLS] and [SEP] included (default: as --like had, else {TEXT_TOKENS:g})",
+    )
+    parser.add_argument(
+        "--like", type=Path, metavar="RUN", help="a measured run, finished or not, to learn from"
+    )
+    parser.add_argument(
+        "--pairs-per-second", type=float, metavar="N", help="measured rate, all devices together"
+    )
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="utilisation of the peak (default: 0.2 0.45)",
+    )
+    add_target(parser, "--device")
+    parser.set_defaults(run=run)
+
+
+def add_target(parser: argparse.ArgumentParser, device: str) -> None:
+    """Which hardware, at which price; shared with ``whatif``."""
+    parser.add_argument(
+        device,
+        dest="device",
+        metavar="NAME",
+        help="H100, A100-SXM4-80GB, RTX4090, ... or NVML's product name",
+    )
+    parser.add_argument("--devices", type=int, metavar="N", help="how many of them")
+    parser.add_argument(
+        "--dtype", choices=("bf16", "fp16", "tf32", "fp32"), help="number format of the arithmetic"
+    )
+    parser.add_argument(
+        "--price", metavar="SPEC", help="as for --cost.price: dollars per hour, or provider/instance/..."
+    )
+    parser.add_argument("--provider", help="only prices of this provider")
+    parser.add_argument("--region", help="only prices of this region")
+    parser.add_argument("--tier", help="on_demand (default), spot, reserved_1y, ...")
+    parser.add_argument("--format", choices=("table", "json"), default="table", dest="form")
+    add_prices(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the forecast."""
+    show(forecast(arguments), arguments.form)
+    return 0
+
+
+def show(estimate: Estimate, form: str) -> None:
+    """Prints an estimate as text or JSON."""
+    print(json.dumps(estimate.to_dict(), indent=2) if form == "json" else "\n".join(estimate.lines()))
+
+
+def forecast(arguments: argparse.Namespace) -> Estimate:
+    """The estimate that the arguments ask for; ConfigError for what they lack."""
+    from ssmke.cost import plan
+    from ssmke.cost.devices import named
+    from ssmke.cost.estimate import Interval
+    from ssmke.cost.rent import rent
+    from ssmke.cost.whatif import devices_of
+
+    check_price_choice(arguments)
+    like = None if arguments.like is None else one_run(arguments.like)
+    work = _work(arguments, like)
+    devices = arguments.devices
+    if devices is None:
+        devices = 1 if like is None else devices_of(like)
+    if devices < 1:
+        raise ConfigError(f"--devices {devices}: must be at least 1")
+    if arguments.device is None:
+        if like is None or arguments.pairs_per_second is not None:
+            raise ConfigError(
+                "--device is missing: name the hardware, e.g. --device H100 (or --like a measured run)"
+            )
+        if arguments.price or arguments.provider or arguments.region or arguments.tier:
+            raise ConfigError("--price, --provider, --region and --tier go with --device: name the hardware")
+        return plan.like(work, like, None, devices, plan.rent_of(like, devices), dtype=arguments.dtype)
+    spec, remark = named(arguments.device)
+    work = _noting(work, remark)
+    if arguments.tier == "spot" or (arguments.price or "").endswith("/spot"):
+        work = _noting(work, "interruptions of a spot instance are not in it")
+    price = rent(
+        catalogue_of(arguments),
+        spec,
+        devices,
+        price=arguments.price,
+        provider=arguments.provider,
+        region=arguments.region,
+        tier=arguments.tier or "on_demand",
+    )
+    if arguments.pairs_per_second is not None:
+        return plan.at_rate(work, arguments.pairs_per_second, spec, devices, price)
+    if like is not None:
+        return plan.like(work, like, spec, devices, price, dtype=arguments.dtype)
+    mfu = plan.MFU
+    if arguments.mfu is not None:
+        low, high = arguments.mfu
+        if not 0 < low <= high <= 1:
+            raise ConfigError(
+                f"--mfu {low:g} {high:g}: must be two shares between 0 and 1, the lower one first"
+            )
+        mfu = Interval.between(low, high)
+    return plan.at_peak(work, spec, devices, price, dtype=arguments.dtype or "bf16", mfu=mfu)
+
+
+def check_price_choice(arguments: argparse.Namespace) -> None:
+    """ConfigError if a price is both chosen and looked for."""
+    if arguments.price and (arguments.provider or arguments.region or arguments.tier):
+        raise ConfigError(
+            "--price says all; leave out --provider, --region and --tier (or write them into it)"
+        )
+
+
+def one_run(folder: Path) -> RunReport:
+    """The one run in a folder; ConfigError if there is none, or more."""
+    from ssmke.cost.report import report
+
+    runs = report(folder).runs
+    if not runs:
+        raise ConfigError(f"{folder}: no run with a cost ledger; name a run folder")
+    if len(runs) > 1:
+        names = ", ".join(run.name for run in runs[:5])
+        raise ConfigError(
+            f"{folder} holds {len(runs)} runs ({names}{', ...' if len(runs) > 5 else ''}): name one of them"
+        )
+    return runs[0]
+
+
+def _work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
+    from ssmke.cost.plan import Work
+
+    for flag in ("pairs", "epochs", "images"):
+        value = getattr(arguments, flag)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{flag} {value}: must be at least 1")
+    if arguments.recipe is not None:
+        return _recipe_work(arguments, like)
+    if like is None:
+        raise ConfigError(
+            "--recipe is missing: name one, e.g. --recipe ssmke-base (or --like a measured run)"
+        )
+    if arguments.set:
+        raise ConfigError("--set changes a recipe: name it with --recipe")
+    name = str(like.facts.get("recipe") or like.name)
+    pairs, _, whence = _size(arguments, like, name, None)
+    epochs = arguments.epochs or _epochs_of(like)
+    return Work(name, pairs * epochs, reasons=(f"{epochs} epochs of {pairs:,} pairs ({whence})",))
+
+
+def _recipe_work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
+    from ssmke.cost.flops import per_pair
+    from ssmke.cost.plan import Work
+    from ssmke.models.shapes import shapes_of_recipe
+    from ssmke.recipes import parse_recipe
+
+    fields = [word for field, value in arguments.set or () for word in (f"--{field.lstrip('-')}", value)]
+    recipe = parse_recipe(["--recipe", arguments.recipe, *fields], "ssmke-cost forecast --set")
+    pairs, images, whence = _size(arguments, like, recipe.name, recipe)
+    epochs = arguments.epochs or recipe.optim.epochs
+    reasons = [f"{epochs} epochs of {pairs:,} pairs ({whence})"]
+    if arguments.pairs_per_second is not None:
+        return Work(recipe.name, pairs * epochs, reasons=tuple(reasons))
+    shapes = shapes_of_recipe(recipe)
+    tokens, of_whom = _text_tokens(arguments, like)
+    try:
+        flops = per_pair(shapes, tokens)
+    except ValueError as error:
+        raise ConfigError(f"--text-tokens: {error}") from None
+    padded = per_pair(shapes, shapes.max_tokens).total
+    passes = f" + teacher {flops.teacher / 1e9:.3g}" if flops.teacher else ""
+    reasons.append(
+        f"{flops.total / 1e9:.3g} GFLOP a pair: student forward and backward {flops.student / 1e9:.3g}{passes}, "
+        f"captions of {tokens:.3g} tokens{of_whom} ({padded / 1e9:.3g} if all were padded to {shapes.max_tokens})"
+    )
+    cache = 0.0
+    if shapes.cached_teacher:
+        cache = shapes.cached_teacher * (images or pairs) * recipe.targets.views
+        reasons.append(
+            f"the target cache takes {shapes.cached_teacher / 1e9:.3g} GFLOP for each of {images or pairs:,} images x "
+            f"{recipe.targets.views} views{'' if images else ' (an image a pair at most)'}"
+        )
+    return Work(recipe.name, pairs * epochs, flops.total, cache, tuple(reasons))
+
+
+def _size(
+    arguments: argparse.Namespace, like: RunReport | None, name: str, recipe: Recipe | None
+) -> tuple[int, int | None, str]:
+    """(pairs of an epoch, images if known, who says so)."""
+    if arguments.pairs is not None:
+        return arguments.pairs, arguments.images, "--pairs"
+    noted = None if like is None else like.facts.get("pairs_per_epoch")
+    if like is not None and isinstance(noted, int) and noted > 0:
+        return noted, arguments.images, f"as {like.name} had"
+    if recipe is not None and all(Path(folder).is_dir() for folder in recipe.data.shards):
+        from ssmke.data.dataset import ImageTextShards
+
+        shards = ImageTextShards.open(recipe.data.shards, recipe.data.split)
+        return shards.pairs, arguments.images or shards.images, f"in {', '.join(recipe.data.shards)}"
+    raise ConfigError(
+        f"--pairs is missing: how many image-text pairs is an epoch of {name}? "
+        f"(the published recipe: {PUBLISHED_PAIRS})"
+    )
+
+
+def _text_tokens(arguments: argparse.Namespace, like: RunReport | None) -> tuple[float, str]:
+    if arguments.text_tokens is not None:
+        return arguments.text_tokens, ""
+    noted = {} if like is None else like.facts.get("efficiency")
+    value = noted.get("text_tokens_per_pair") if isinstance(noted, dict) else None
+    if like is not None and isinstance(value, (int, float)) and value > 0:
+        return float(value), f" as in {like.name}"
+    return TEXT_TOKENS, ""
+
+
+def _epochs_of(like: RunReport) -> int:
+    """What the run's own recipe says, which training keeps beside its ledger."""
+    try:
+        epochs = json.loads((like.path / "recipe.json").read_text(encoding="utf-8"))["optim"]["epochs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        epochs = None
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ConfigError(f"--epochs is missing, and {like.path / 'recipe.json'} does not tell")
+    return epochs
+
+
+def _noting(work: Work, remark: str) -> Work:
+    import dataclasses
+
+    return dataclasses.replace(work, reasons=(*work.reasons, remark)) if remark else work

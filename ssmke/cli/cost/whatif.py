@@ -1,0 +1,75 @@
+"""``ssmke-cost whatif``: a measured run on other hardware, at another tier or place (see `ssmke.cost.whatif`)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssmke.cli.cost.folder import catalogue_of
+from ssmke.cli.cost.forecast import add_target, check_price_choice, one_run, show
+from ssmke.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssmke.cost.estimate import Estimate
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    parser = commands.add_parser("whatif", help="what a measured run would have taken on other hardware")
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument(
+        "--pairs-per-second", type=float, metavar="N", help="measured there, all devices together"
+    )
+    parser.add_argument(
+        "--restart-loss",
+        type=float,
+        metavar="SHARE",
+        help="share of time that interruptions cost (default with --tier spot: 0.05, an assumption)",
+    )
+    add_target(parser, "--on")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the estimate."""
+    show(estimate(arguments), arguments.form)
+    return 0
+
+
+def estimate(arguments: argparse.Namespace) -> Estimate:
+    """The estimate that the arguments ask for; ConfigError for what they lack."""
+    import dataclasses
+
+    from ssmke.cost.devices import named
+    from ssmke.cost.rent import rent
+    from ssmke.cost.whatif import RESTART_LOSS, devices_of, whatif
+
+    if arguments.device is None:
+        raise ConfigError("--on is missing: name the other hardware, e.g. --on H100")
+    check_price_choice(arguments)
+    measured = one_run(arguments.folder)
+    spec, remark = named(arguments.device)
+    devices = devices_of(measured) if arguments.devices is None else arguments.devices
+    if devices < 1:
+        raise ConfigError(f"--devices {devices}: must be at least 1")
+    spot = arguments.tier == "spot" or (arguments.price or "").endswith("/spot")
+    price = rent(
+        catalogue_of(arguments),
+        spec,
+        devices,
+        price=arguments.price,
+        provider=arguments.provider,
+        region=arguments.region,
+        tier=arguments.tier or "on_demand",
+    )
+    found = whatif(
+        measured,
+        spec,
+        devices=devices,
+        rent=price,
+        dtype=arguments.dtype,
+        pairs_per_second=arguments.pairs_per_second,
+        restart_loss=RESTART_LOSS if arguments.restart_loss is None and spot else arguments.restart_loss,
+    )
+    return dataclasses.replace(found, reasons=(remark, *found.reasons)) if remark else found
