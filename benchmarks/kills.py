@@ -174,7 +174,7 @@ def main() -> None:
     arguments, flags = parser.parse_known_args()
     flags = flags or [
         "--optim.epochs",
-        "6",
+        "2",
         "--checkpoint.minutes",
         "0.06",
         "--tracking.no-enabled",

@@ -228,7 +228,7 @@ def _run(
         export(engine, run)
         found = evaluate(engine, recipe)
     if found is not None:
-        _conclude(recipe, run, plan, progress, outcome, meter, tracker, found)
+        _conclude(recipe, run, plan, progress, spending, outcome, meter, tracker, found)
     barrier()
     return outcome
 
@@ -285,6 +285,7 @@ def _conclude(
     run: RunFolder,
     plan: StreamPlan,
     progress: Progress,
+    spending: Spending,
     outcome: Outcome,
     meter: CostMeter,
     tracker: Tracker,
@@ -293,7 +294,7 @@ def _conclude(
     """Results into run folder, ledger, MLflow and on the screen (rank 0)."""
     scores = found.metrics.to_dict()
     meter.note(retrieval=scores, eval_split=recipe.data.eval_split)
-    totals = meter.totals()
+    totals, efficiency = meter.totals(), spending.efficiency()
     results = {
         "recipe": recipe.name,
         "steps": outcome.step,
@@ -306,6 +307,9 @@ def _conclude(
         "retrieval": scores,
         "device_hours": totals.device_hours,
         "usd": totals.usd,
+        "usd_wasted": totals.wasted_usd,
+        "tflops_per_device": efficiency.get("tflops_per_device"),
+        "mfu": efficiency.get("mfu"),
         "energy_kwh": totals.energy_kwh,
         "price": totals.price,
         "skipped": outcome.skipped,

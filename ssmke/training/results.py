@@ -24,14 +24,17 @@ def closing_table(
             metrics, f"{recipe.name}: {split}, {metrics.images:,} images, {metrics.captions:,} captions"
         )
     )
-    usd = results["usd"]
+    usd, wasted = results["usd"], results["usd_wasted"]
+    spent = f"unknown ({results['price']})" if usd is None else f"${usd:.4f} ({results['price']})"
+    if wasted:
+        spent += f", ${wasted:.4f} of it lost to crashes and stops"
     for name, value in (
         (
             "pairs/s",
             f"{results['pairs_per_second']:,.0f} ({results['pairs']:,} pairs in {results['steps']:,} steps)",
         ),
         ("device-hours", f"{results['device_hours']:.4f}"),
-        ("dollars", f"unknown ({results['price']})" if usd is None else f"${usd:.4f} ({results['price']})"),
+        ("dollars", spent),
         ("run", str(run.path)),
         ("model", str(run.model)),
         ("checkpoints", str(run.checkpoints)),

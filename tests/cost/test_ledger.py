@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssmke.cost.ledger import parse, read_run, segments
+from ssmke.cost.ledger import parse, read_file, read_run, segments
 from ssmke.cost.ledger_writer import LedgerWriter
 from ssmke.cost.machine import boottime_ns
 from ssmke.cost.usage import total
@@ -46,6 +47,18 @@ def test_cut_at_any_byte_it_loses_at_most_one_beat(bytes_of_a_run: bytes, data: 
     died_before = whole[len(kept)]["b"] if len(kept) < len(whole) else whole[-1]["b"]
     assert abs(segment.end_ns - died_before) <= PERIOD
     assert sum(segment.phases.values()) == segment.end_ns - segment.begin_ns
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_reading_the_ends_of_a_file_tells_what_reading_it_whole_tells(
+    bytes_of_a_run: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    cut = data.draw(st.sampled_from([len(bytes_of_a_run)]) | st.integers(0, len(bytes_of_a_run)))
+    path = tmp_path_factory.getbasetemp() / "ledger.jsonl"
+    path.write_bytes(bytes_of_a_run[:cut])
+    whole = [dataclasses.replace(s, passed=()) for s in segments(parse(bytes_of_a_run[:cut]))]
+    assert [dataclasses.replace(s, passed=()) for s in read_file(path)] == whole
 
 
 @given(noise=st.binary(max_size=200), at=st.integers(0, 10**6))

@@ -31,6 +31,20 @@ pue = 1.25
 source = "a bill"
 """
 
+DEARER = """
+[[price]]
+provider = "aws"
+instance = "p5.48xlarge"
+accelerator = "H100"
+gpus = 8
+gpu_mem_gib = 80
+form = "SXM5"
+region = "us-east-1"
+usd_per_hour = 200
+as_of = 2023-09-01
+source = "a dream"
+"""
+
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
@@ -113,6 +127,17 @@ def test_another_price_counts_only_when_it_is_asked_for(workspace: Path) -> None
     assert report(workspace / "first").runs == (before,)
     with pytest.raises(ConfigError, match=r"p5\.48xlarg"):
         report(workspace / "first", reprice="aws/p5.48xlarg")
+
+
+def test_a_price_list_that_changes_after_the_run_changes_nothing(tmp_path: Path) -> None:
+    Run(tmp_path / "r", price="aws/p5.48xlarge").attempt("a0", [("train", 3600)])
+    [before] = report(tmp_path).runs
+    prices = tmp_path / "prices.toml"
+    prices.write_text(DEARER)
+    [after] = report(tmp_path, catalogue=load_prices(prices)).runs
+    assert after == before
+    [asked] = report(tmp_path, catalogue=load_prices(prices), reprice="aws/p5.48xlarge").runs
+    assert asked.usage.usd == 200
 
 
 def test_electricity_of_own_hardware_is_paid_by_what_was_measured(tmp_path: Path) -> None:
