@@ -8,7 +8,6 @@ is no ledger. `read_series` gives the single beats, for charts.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmke.cost.ledger_writer import FOLDER, FORMAT
+from ssmke.cost.record import parse, record_of
 from ssmke.cost.tally import Energy, Moment, Record, Tally
 
 ENERGY_ERROR = {
@@ -100,14 +100,6 @@ class Series:
     price: Mapping[str, Any] | None
     devices: tuple[tuple[str, str], ...]
     beats: tuple[Beat, ...]
-
-
-def parse(data: bytes) -> Iterator[Record]:
-    """The whole records of a ledger; torn, garbled or foreign lines are passed over."""
-    for line in data.split(b"\n"):
-        record = _record(line)
-        if record is not None:
-            yield record
 
 
 def segments(records: Iterable[Record]) -> list[Segment]:
@@ -201,18 +193,6 @@ def read_series(run_dir: Path) -> list[Series]:
     return sorted(found.values(), key=lambda s: (s.begin_wall_ns, s.attempt, s.node))
 
 
-def _record(line: bytes) -> Record | None:
-    if not line.startswith(b"{"):
-        return None
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    if isinstance(record, dict) and isinstance(record.get("t"), str) and _is_int(record.get("b")):
-        return record
-    return None
-
-
 def _last_line(file: Any) -> bytes:
     """The last whole line; empty if it is longer than the tail that is read."""
     size = file.seek(0, os.SEEK_END)
@@ -226,7 +206,7 @@ def _last_line(file: Any) -> bytes:
 
 def _closed(first: bytes, last: bytes) -> Segment | None:
     """A segment from its start and an end that sums up what lies between; None if they are not such a pair."""
-    start, end = _record(first), _record(last)
+    start, end = record_of(first), record_of(last)
     if start is None or end is None or start["t"] != "start" or end["t"] != "end":
         return None
     if end.get("begin") != start["b"] or "energy" not in end:
@@ -345,7 +325,3 @@ def _series(records: list[Record]) -> Series:
         devices=tuple((str(d["id"]), str(d["name"])) for d in start["devices"]),
         beats=tuple(sorted(beats, key=lambda beat: beat.b)),
     )
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -27,6 +27,14 @@ from ssmke.cost.usage import Usage, attempts_of, usage_of
 from ssmke.errors import DataError
 
 _DEPTH = 4
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "retrieval": (),
+    "forecast": (),
+    "efficiency": ("dtype", "device", "mfu_note"),
+}
+"""Facts that are groups of numbers, and which of their entries are words instead."""
+_COUNTS = ("parameters", "pairs_per_epoch", "ranks")
+_LARGEST = 1e24
 _SKIPPED = {"checkpoints", "artifacts", "mlartifacts", "__pycache__", "node_modules"}
 
 
@@ -203,7 +211,7 @@ def _run(lineage: str, folder: Path, root: Path, members: list[Segment]) -> RunR
     ordered = [s for group in groups.values() for s in group]
     facts: dict[str, Any] = {}
     for segment in ordered:
-        facts |= segment.facts
+        facts |= _sound(segment.facts)
     # Where the last attempt that said anything stood: what an earlier one reached beyond it was lost.
     pairs = next((a.pairs for a in reversed(attempts) if a.pairs is not None), None)
     first = next((a.resumed_pairs for a in attempts if a.resumed_pairs is not None), 0)
@@ -249,6 +257,30 @@ def _attempt(name: str, members: list[Segment], outcomes: Mapping[str, Usage]) -
         began_wall_ns=min(s.begin_wall_ns for s in members),
         ended_wall_ns=max(s.end_wall_ns for s in members),
     )
+
+
+def _sound(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as training leaves them; what has another type (a ledger that was edited) is left out."""
+    kept: dict[str, Any] = {}
+    for name, value in facts.items():
+        if name in _GROUPS:
+            if isinstance(value, dict):
+                words = _GROUPS[name]
+                kept[name] = {
+                    key: each
+                    for key, each in value.items()
+                    if each is None or (isinstance(each, str) if key in words else _is_number(each))
+                }
+        elif name in _COUNTS:
+            if _is_number(value) and value == int(value):
+                kept[name] = int(value)
+        elif isinstance(value, (str, int, float)):
+            kept[name] = value
+    return kept
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -36,6 +36,18 @@ def open_client(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri)
 
 
+def find_experiment(client: Any, name: str, uri: str, artifacts: Path) -> str:
+    """The id of the experiment ``name``, made or restored where needed; ``artifacts``: a local store's folder."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # A server chooses its own artifact store; a local database would choose by working directory.
+        local = (artifacts.resolve() / name.replace("/", "_")).as_uri() if uri.startswith("sqlite") else None
+        return str(client.create_experiment(name, artifact_location=local))
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
 class MlflowStore:
     """One MLflow run in ``experiment`` of the store at ``uri``; its id is kept in ``run_dir``."""
 
@@ -62,7 +74,12 @@ class MlflowStore:
             client.update_run(run_id, status="RUNNING")
         else:
             self._run_dir.mkdir(parents=True, exist_ok=True)
-            run_id = str(client.create_run(self._experiment(), run_name=self._run_name).info.run_id)
+            run_id = str(
+                client.create_run(
+                    find_experiment(client, self._experiment_name, self.uri, self._artifacts),
+                    run_name=self._run_name,
+                ).info.run_id
+            )
             known.write_text(run_id + "\n", encoding="utf-8")
         self.run_id = run_id
 
@@ -106,18 +123,6 @@ class MlflowStore:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return False
             raise
-
-    def _experiment(self) -> str:
-        client, name = self._client, self._experiment_name
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            # A server chooses its own artifact store; a local database would choose by working directory.
-            local = self.uri.startswith("sqlite")
-            location = (self._artifacts / name.replace("/", "_")).as_uri() if local else None
-            return str(client.create_experiment(name, artifact_location=location))
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
 
     def _send_params(self, values: Mapping[str, str]) -> None:
         """MLflow params cannot change: those that a resumed attempt changed become tags ``resumed.<key>``."""

@@ -6,11 +6,13 @@ import os
 import socket
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from ssmke.cost.budget import EXIT_CODE
+from ssmke.objectives.gather import world_size
 from ssmke.recipes import Invocation
 from ssmke.training.pretrain import pretrain
 from ssmke.training.ranks import Placement
@@ -38,9 +40,30 @@ def launch(invocation: Invocation, environment: Mapping[str, str]) -> int:
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // placement.local_size))
     deepspeed.init_distributed()
+    if not torch.cuda.is_available():
+        unlink_shared_buffers(placement)
     outcome = pretrain(invocation.recipe, invocation.deepspeed_config, placement)
     dist.destroy_process_group()
     return EXIT_CODE if outcome.over_budget else 0
+
+
+def unlink_shared_buffers(placement: Placement) -> None:
+    """Removes the names of DeepSpeed's all-reduce buffers on CPU, which every rank has mapped by now (collective).
+
+    DeepSpeed 0.19.8 never unlinks them: each run, however it ends, would leave 69 MB per rank in memory.
+    """
+    if world_size() == 1 or placement.nodes > 1:
+        return
+    dist.barrier()
+    if placement.local_rank == 0:
+        address, port = (
+            placement.environment.get("MASTER_ADDR", ""),
+            placement.environment.get("MASTER_PORT", ""),
+        )
+        for number in range(world_size()):
+            Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{number}").unlink(
+                missing_ok=True
+            )
 
 
 def stand_alone() -> None:

@@ -18,6 +18,7 @@ from ssmke.cost.budget import Budget, BudgetSpent
 from ssmke.cost.meter import CostMeter
 from ssmke.data.atomic import write_json
 from ssmke.data.dataset import ImageTextShards
+from ssmke.data.manifest import Manifest
 from ssmke.data.shards import keys_digest
 from ssmke.data.stream import BatchStream, PairBatches, StreamPlan
 from ssmke.errors import CheckpointError, SSMKEError
@@ -43,7 +44,7 @@ from ssmke.training.prepare import (
 )
 from ssmke.training.progress import Progress
 from ssmke.training.ranks import Placement, barrier, on_rank_zero
-from ssmke.training.results import closing_table
+from ssmke.training.results import closing_table, leave_dashboard
 from ssmke.training.run_folder import RunFolder, open_run, truncate_metrics
 from ssmke.training.spending import Spending, count_work
 
@@ -109,6 +110,7 @@ def pretrain(recipe: Recipe, deepspeed_config: str, placement: Placement) -> Out
     finally:
         control.close()
         meter.close(reason)
+        leave_dashboard(run, tracker)
         tracker.finish(status)
     if outcome.over_budget:
         barrier()  # the launcher ends all ranks when the first leaves with a code: rank 0 must be done by then
@@ -293,7 +295,8 @@ def _conclude(
 ) -> None:
     """Results into run folder, ledger, MLflow and on the screen (rank 0)."""
     scores = found.metrics.to_dict()
-    meter.note(retrieval=scores, eval_split=recipe.data.eval_split)
+    names = [Manifest.load(folder).name for folder in recipe.data.shards]
+    meter.note(retrieval=scores, eval_split=recipe.data.eval_split, eval_data="+".join(names))
     totals, efficiency = meter.totals(), spending.efficiency()
     results = {
         "recipe": recipe.name,

@@ -1,15 +1,19 @@
-"""What a finished run shows: the closing table."""
+"""What a run shows when it ends: the closing table, and its cost page in MLflow."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from rich.console import Console
 
+from ssmke.cost.dashboard import FILE, page_of
 from ssmke.evaluation.retrieval import RetrievalMetrics, retrieval_table
 from ssmke.recipes import Recipe
 from ssmke.tracking import Tracker
 from ssmke.training.run_folder import RunFolder
+
+_log = logging.getLogger(__name__)
 
 
 def closing_table(
@@ -46,3 +50,13 @@ def closing_table(
     ):
         # Unwrapped, so that a path or command can be copied whole.
         console.print(f"{name:<13} {value}", soft_wrap=True, highlight=False, markup=False)
+
+
+def leave_dashboard(run: RunFolder, tracker: Tracker) -> None:
+    """The cost page of the run so far, however it ended, as an artifact (rank 0; never a reason to fail)."""
+    if not tracker.enabled:
+        return
+    try:
+        tracker.text(FILE, page_of(run.path))
+    except Exception as error:
+        _log.warning("cost: the dashboard was not made: %s: %s", type(error).__name__, error)

@@ -34,6 +34,13 @@ def test_a_run_leaves_all_that_a_rerun_needs(unbroken: Run) -> None:
     assert list((folder / "cost").rglob("*.jsonl"))
 
 
+def test_a_run_leaves_nothing_in_shared_memory(pretrain: Pretrain) -> None:
+    held = Path("/dev/shm")
+    before = set(held.glob("deepspeed_*"))
+    pretrain("--stop-after", "1")
+    assert set(held.glob("deepspeed_*")) <= before
+
+
 def test_the_closing_table_says_everything(unbroken: Run) -> None:
     for words in (
         "image -> text",

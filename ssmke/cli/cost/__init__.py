@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ssmke.cli.cost import audit, forecast, ledgers, prices, report, whatif
+from ssmke.cli.cost import audit, dashboard, forecast, ledgers, plot, prices, report, whatif
 from ssmke.errors import SSMKEError
 
-COMMANDS = (report, audit, forecast, whatif, prices, ledgers)
+COMMANDS = (report, audit, forecast, whatif, plot, dashboard, prices, ledgers)
 
 
 def main(argv: list[str] | None = None) -> int:
