@@ -81,7 +81,7 @@ def test_records_before_a_start_or_of_an_unknown_format_are_dropped() -> None:
 
 def test_a_full_disk_is_reported_and_caught_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = LedgerWriter(tmp_path, "node", clock=Clock())
-    writer.append({"t": "start", "b": 1})
+    writer.append({"t": "note", "b": 1, "w": 0})
     real = os.write
 
     def half(file: int, data: bytes) -> int:
@@ -93,13 +93,13 @@ def test_a_full_disk_is_reported_and_caught_up(tmp_path: Path, monkeypatch: pyte
     for broken in (half, full, half):
         monkeypatch.setattr("ssmke.cost.ledger_writer.os.write", broken)
         with pytest.raises(OSError, match=r"disk full|No space"):
-            writer.append({"t": "beat", "b": 2, "pad": "x" * 50})
+            writer.append({"t": "beat", "b": 2, "w": 0, "pad": "x" * 50})
     monkeypatch.setattr("ssmke.cost.ledger_writer.os.write", real)
-    writer.append({"t": "end", "b": 3})
+    writer.append({"t": "end", "b": 3, "w": 0})
     writer.close()
     assert writer.path is not None
     kinds = [r["t"] for r in parse(writer.path.read_bytes())]
-    assert kinds == ["start", "beat", "beat", "beat", "end"]
+    assert kinds == ["note", "beat", "beat", "beat", "end"]
 
 
 def test_two_writers_of_one_node_never_share_a_file(tmp_path: Path) -> None:
