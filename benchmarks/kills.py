@@ -26,9 +26,9 @@ from pathlib import Path
 
 import psutil
 
-from ssmke.cost.ledger import read_run
-from ssmke.cost.outcomes import OUTCOMES, by_outcome
-from ssmke.cost.usage import Usage, total
+from ssmke.cost.ledger.outcomes import OUTCOMES, by_outcome
+from ssmke.cost.ledger.reader import read_run
+from ssmke.cost.ledger.usage import Usage, total
 
 ROOT = Path(__file__).resolve().parents[1]
 HEARTBEAT_S = 1.0

@@ -1,4 +1,9 @@
-"""What training costs: probe -> meter -> ledger -> usage -> (prices, baselines) -> report.
+"""What training costs: probes -> meter -> ledger -> outcomes -> (prices, published runs) -> report.
+
+    meter, phases, budget, totals   what runs inside a training        probes/      what devices report
+    ledger/       facts of use, appended, read back, summed up         prices/      dated prices, the user's own
+    efficiency/   operations of a pair, peaks of devices               estimates/   forecasts and what-if
+    published/    others' runs, their dollars and quality              report, audit, render/, charts/, dashboard/
 
 Facts of use are appended to a local, crash-safe ledger; device-hours, energy and dollars are derived from it
 with dated prices. Nothing in here imports torch, MLflow or the training code: ``ssmke-cost`` starts in well

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from ssmke.cost.baselines import Baseline
-from ssmke.cost.ledger import ENERGY_ERROR, read_run
+from ssmke.cost.ledger.reader import ENERGY_ERROR, read_run
+from ssmke.cost.ledger.usage import HOUR_NS
+from ssmke.cost.published.baselines import Baseline
+from ssmke.cost.published.thesis import inconsistencies, load_thesis
 from ssmke.cost.render.numbers import energy, hours, money, money_span, percent
-from ssmke.cost.thesis import inconsistencies, load_thesis
-from ssmke.cost.usage import HOUR_NS
 
 if TYPE_CHECKING:
     from ssmke.cost.report import Report, RunReport

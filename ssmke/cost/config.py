@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssmke.cost.price_file import load_prices
-from ssmke.cost.quote import check_spec
+from ssmke.cost.prices.file import load_prices
+from ssmke.cost.prices.quote import check_spec
 from ssmke.errors import ConfigError
 
 

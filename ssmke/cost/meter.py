@@ -26,18 +26,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ssmke.cost.config import CostConfig
-from ssmke.cost.ledger import Segment, read_file, read_run
-from ssmke.cost.ledger_writer import FOLDER, FORMAT, LedgerWriter
+from ssmke.cost.ledger.outcomes import by_outcome
+from ssmke.cost.ledger.reader import Segment, read_file, read_run
+from ssmke.cost.ledger.tally import Tally
+from ssmke.cost.ledger.usage import Usage, dollars, total
+from ssmke.cost.ledger.writer import FOLDER, FORMAT, LedgerWriter
 from ssmke.cost.machine import Machine, boottime_ns, process_start
-from ssmke.cost.outcomes import by_outcome
 from ssmke.cost.phases import PhaseClock, Token
-from ssmke.cost.price_file import load_prices
-from ssmke.cost.prices import Catalogue
-from ssmke.cost.probe import Averager, Device, DeviceProbe, open_probe
-from ssmke.cost.quote import Quote, quote
-from ssmke.cost.tally import Tally
+from ssmke.cost.prices.catalogue import Catalogue
+from ssmke.cost.prices.file import load_prices
+from ssmke.cost.prices.quote import Quote, quote
+from ssmke.cost.probes.probe import Averager, Device, DeviceProbe, open_probe
 from ssmke.cost.totals import Totals
-from ssmke.cost.usage import Usage, dollars, total
 
 _SAMPLE_S = 1.0
 _LONG_PHASE_NS = 1_000_000_000

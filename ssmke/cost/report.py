@@ -15,15 +15,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ssmke.cost.baselines import Baseline, load
-from ssmke.cost.ledger import Segment, ledger_files, read_run
-from ssmke.cost.ledger_writer import FOLDER
-from ssmke.cost.lines import Line
-from ssmke.cost.outcomes import OUTCOMES, outcomes_by_attempt
-from ssmke.cost.prices import Catalogue, shipped
-from ssmke.cost.quote import label_of
-from ssmke.cost.reprice import repriced
-from ssmke.cost.usage import Usage, attempts_of, usage_of
+from ssmke.cost.ledger.outcomes import OUTCOMES, outcomes_by_attempt
+from ssmke.cost.ledger.reader import Segment, ledger_files, read_run
+from ssmke.cost.ledger.usage import Usage, attempts_of, usage_of
+from ssmke.cost.ledger.writer import FOLDER
+from ssmke.cost.prices.catalogue import Catalogue, shipped
+from ssmke.cost.prices.lines import Line
+from ssmke.cost.prices.quote import label_of
+from ssmke.cost.prices.reprice import repriced
+from ssmke.cost.published.baselines import Baseline, load
 from ssmke.errors import DataError
 
 _DEPTH = 4

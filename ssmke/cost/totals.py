@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from ssmke.cost.usage import HOUR_NS, Usage
+from ssmke.cost.ledger.usage import HOUR_NS, Usage
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a pair costs in the student and teacher at hand: `ssmke.cost.flops.Shapes` read off the modules.
+"""What a pair costs in the student and teacher at hand: `ssmke.cost.efficiency.flops.Shapes` read off the modules.
 
 Transformers are counted by arithmetic from the sizes of their layers, which a test compares with torch's own
 FLOP counter, operation for operation. Any other encoder (a conv net, an unusual block) is run once on one
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssmke.cost import flops
-from ssmke.cost.flops import FROZEN, ONE_GRADIENT, TRAINED, Part, Shapes
+from ssmke.cost.efficiency import flops
+from ssmke.cost.efficiency.flops import FROZEN, ONE_GRADIENT, TRAINED, Part, Shapes
 from ssmke.models.data2vec2 import Data2Vec2Image
 from ssmke.models.image_encoders import (
     ImageEncoder,

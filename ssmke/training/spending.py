@@ -13,9 +13,9 @@ from decimal import Decimal
 from typing import Any
 
 from ssmke.cost.budget import Budget
-from ssmke.cost.devices import mfu
-from ssmke.cost.flops import Shapes, per_pair
-from ssmke.cost.forecast import Projection, project
+from ssmke.cost.efficiency.devices import mfu
+from ssmke.cost.efficiency.flops import Shapes, per_pair
+from ssmke.cost.estimates.forecast import Projection, project
 from ssmke.cost.meter import CostMeter
 from ssmke.cost.totals import Totals
 from ssmke.models.shapes import shapes_of

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ssmke.cli.cost import main
-from ssmke.cost.ledger import read_run
+from ssmke.cost.ledger.reader import read_run
 from tests.cost.simulated import Training
 
 HEAVY = ("torch", "mlflow", "pandas", "numpy", "deepspeed", "transformers", "timm", "PIL", "tyro")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ssmke.cli.cost import main
-from ssmke.cost.probe import Device, Sample
+from ssmke.cost.probes.probe import Device, Sample
 from ssmke.data.dataset import ImageTextShards
 from tests.cost.simulated import Run
 

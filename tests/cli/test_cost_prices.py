@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ssmke.cli.cost import main
-from ssmke.cost.prices import CATALOGUE
+from ssmke.cost.prices.catalogue import CATALOGUE
 
 HEAVY = (
     "torch",

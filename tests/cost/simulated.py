@@ -9,8 +9,8 @@ from pathlib import Path
 from ssmke.cost.config import CostConfig
 from ssmke.cost.machine import Machine
 from ssmke.cost.meter import CostMeter
-from ssmke.cost.probe import Device, Sample
-from ssmke.cost.replay import FakeProbe
+from ssmke.cost.probes.probe import Device, Sample
+from ssmke.cost.probes.replay import FakeProbe
 
 SECOND = 1_000_000_000
 PERIOD = 5 * SECOND

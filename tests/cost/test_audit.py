@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ssmke.cost.audit import Finding, of_report, of_run, shared_nodes
-from ssmke.cost.probe import Sample
+from ssmke.cost.ledger.usage import HOUR_NS, Usage
+from ssmke.cost.probes.probe import Sample
 from ssmke.cost.report import RunReport, report
-from ssmke.cost.usage import HOUR_NS, Usage
 from tests.cost.simulated import SECOND, Run, Training
 
 COUNTER = [{"GPU-0": Sample(mj=1_500_000 * i)} for i in range(3000)]

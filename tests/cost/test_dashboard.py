@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from ssmke.cost.charts.timeline import timeline
 from ssmke.cost.dashboard import page_of, run_page, workspace_page
 from ssmke.cost.dashboard.spending import spending
-from ssmke.cost.ledger import read_series
-from ssmke.cost.probe import Sample
+from ssmke.cost.ledger.reader import read_series
+from ssmke.cost.probes.probe import Sample
 from ssmke.cost.report import Report, RunReport, report
-from ssmke.cost.timeline import timeline
 from tests.cost.simulated import SECOND, Run
 
 HOSTILE = '<script>alert(1)<\\script>"onmouseover="x()\'&lt;=cmd'

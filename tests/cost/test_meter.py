@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from ssmke.cost import CostConfig, CostMeter
-from ssmke.cost.ledger import parse, read_run
-from ssmke.cost.prices import Catalogue
-from ssmke.cost.probe import Sample
-from ssmke.cost.replay import FakeProbe
-from ssmke.cost.usage import total
+from ssmke.cost.ledger.reader import parse, read_run
+from ssmke.cost.ledger.usage import total
+from ssmke.cost.prices.catalogue import Catalogue
+from ssmke.cost.probes.probe import Sample
+from ssmke.cost.probes.replay import FakeProbe
 from ssmke.errors import ConfigError
 from tests.cost.simulated import GPU, MACHINE, SECOND, Clock, Run
 
@@ -199,7 +199,7 @@ def test_a_disk_that_hangs_does_not_hold_up_phases(tmp_path: Path, monkeypatch: 
     meter.start()
     released = threading.Event()
     monkeypatch.setattr(
-        "ssmke.cost.ledger_writer.os.write", lambda file, data: released.wait(30) and len(data)
+        "ssmke.cost.ledger.writer.os.write", lambda file, data: released.wait(30) and len(data)
     )
     time.sleep(0.3)
     began = time.perf_counter()

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssmke.cost.price_file import load_prices
-from ssmke.cost.probe import Sample
+from ssmke.cost.prices.file import load_prices
+from ssmke.cost.probes.probe import Sample
 from ssmke.cost.render import FORMATS, content, focus, html, latex, markdown, render, table
 from ssmke.cost.render import csv as flat
 from ssmke.cost.report import Report, report

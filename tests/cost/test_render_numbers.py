@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssmke.cost.ledger.usage import HOUR_NS, Usage
 from ssmke.cost.render import numbers
-from ssmke.cost.usage import HOUR_NS, Usage
 
 AMOUNTS = st.decimals(min_value="1e-9", max_value="1e9", allow_nan=False, allow_infinity=False)
 

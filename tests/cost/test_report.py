@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ssmke.cost.price_file import load_prices
-from ssmke.cost.probe import Sample
+from ssmke.cost.ledger.usage import Usage
+from ssmke.cost.prices.file import load_prices
+from ssmke.cost.probes.probe import Sample
 from ssmke.cost.report import Report, report
-from ssmke.cost.usage import Usage
 from ssmke.errors import ConfigError, DataError
 from tests.cost.simulated import GPU, PERIOD, SECOND, Run, Training
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ssmke.cost.ledger import read_run
+from ssmke.cost.ledger.reader import read_run
 from tests.e2e.runs import Pretrain, Run
 
 pytestmark = pytest.mark.e2e

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ssmke.cost.ledger import read_run
+from ssmke.cost.ledger.reader import read_run
 
 SCRIPT = """
 import sys, time

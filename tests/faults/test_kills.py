@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kills import compare
-from ssmke.cost.outcomes import OUTCOMES
+from ssmke.cost.ledger.outcomes import OUTCOMES
+from ssmke.cost.ledger.usage import Usage
 from ssmke.cost.report import report
-from ssmke.cost.usage import Usage
 
 pytestmark = pytest.mark.e2e
 

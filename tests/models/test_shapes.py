@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssmke.cost.flops import Part, Shapes, per_pair
+from ssmke.cost.efficiency.flops import Part, Shapes, per_pair
 from ssmke.data.batch import Batch
 from ssmke.models.image_encoders import ImageEncoderConfig
 from ssmke.models.shapes import image_forward, shapes_of, shapes_of_recipe

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssmke.cost.price_file import load_prices
-from ssmke.cost.prices import Catalogue
+from ssmke.cost.prices.catalogue import Catalogue
+from ssmke.cost.prices.file import load_prices
 
 PRICES = Path("prices.toml")
 

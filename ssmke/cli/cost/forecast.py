@@ -1,4 +1,4 @@
-"""``ssmke-cost forecast``: what a recipe will cost, before it starts (see `ssmke.cost.plan`).
+"""``ssmke-cost forecast``: what a recipe will cost, before it starts (see `ssmke.cost.estimates.plan`).
 
 The operations of a recipe are counted on its modules, so this command imports torch when it runs; with
 ``--pairs-per-second``, or ``--like`` without ``--recipe``, it does not.
@@ -15,8 +15,8 @@ from ssmke.cli.cost.folder import add_prices, catalogue_of
 from ssmke.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ssmke.cost.estimate import Estimate
-    from ssmke.cost.plan import Work
+    from ssmke.cost.estimates.estimate import Estimate
+    from ssmke.cost.estimates.plan import Work
     from ssmke.cost.report import RunReport
     from ssmke.recipes import Recipe
 
@@ -105,11 +105,11 @@ def show(estimate: Estimate, form: str) -> None:
 
 def forecast(arguments: argparse.Namespace) -> Estimate:
     """The estimate that the arguments ask for; ConfigError for what they lack."""
-    from ssmke.cost import plan
-    from ssmke.cost.devices import named
-    from ssmke.cost.estimate import Interval
-    from ssmke.cost.rent import rent
-    from ssmke.cost.whatif import devices_of
+    from ssmke.cost.efficiency.devices import named
+    from ssmke.cost.estimates import plan
+    from ssmke.cost.estimates.estimate import Interval
+    from ssmke.cost.estimates.whatif import devices_of
+    from ssmke.cost.prices.rent import rent
 
     check_price_choice(arguments)
     like = None if arguments.like is None else one_run(arguments.like)
@@ -179,7 +179,7 @@ def one_run(folder: Path) -> RunReport:
 
 
 def _work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
-    from ssmke.cost.plan import Work
+    from ssmke.cost.estimates.plan import Work
 
     for flag in ("pairs", "epochs", "images"):
         value = getattr(arguments, flag)
@@ -200,8 +200,8 @@ def _work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
 
 
 def _recipe_work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
-    from ssmke.cost.flops import per_pair
-    from ssmke.cost.plan import Work
+    from ssmke.cost.efficiency.flops import per_pair
+    from ssmke.cost.estimates.plan import Work
     from ssmke.models.shapes import shapes_of_recipe
     from ssmke.recipes import parse_recipe
 

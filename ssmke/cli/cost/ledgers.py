@@ -36,8 +36,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _reconcile(arguments: argparse.Namespace) -> int:
+    from ssmke.cost.ledger.reconcile import close, find_open
     from ssmke.cost.machine import Machine
-    from ssmke.cost.reconcile import close, find_open
     from ssmke.tracking.closing import close_run
 
     root = folder_of(arguments)
@@ -67,7 +67,7 @@ def _reconcile(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from ssmke.cost.collect import import_ledgers
+    from ssmke.cost.ledger.collect import import_ledgers
 
     into = arguments.into or (Path("runs") if Path("runs").is_dir() else Path())
     done = import_ledgers(arguments.sources, into)

@@ -33,9 +33,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Writes the figure and says which points are on the front; exit code 0."""
     from ssmke.cli.cost.report import read, write
-    from ssmke.cost.charts import printable
-    from ssmke.cost.pareto import panels
-    from ssmke.cost.plot import check_format, plot
+    from ssmke.cost.charts.plot import check_format, plot
+    from ssmke.cost.charts.svg import printable
+    from ssmke.cost.published.pareto import panels
     from ssmke.cost.render.numbers import money
 
     check_format(arguments.out)

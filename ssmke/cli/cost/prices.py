@@ -13,10 +13,12 @@ from itertools import groupby
 from pathlib import Path
 
 from ssmke.cli.cost.folder import add_prices, catalogue_of
-from ssmke.cost import price_import, price_sources, prices
-from ssmke.cost.price_file import read_prices
-from ssmke.cost.price_import import Rejection
-from ssmke.cost.prices import Catalogue, Price
+from ssmke.cost.prices import catalogue as prices
+from ssmke.cost.prices import imports as price_import
+from ssmke.cost.prices import sources as price_sources
+from ssmke.cost.prices.catalogue import Catalogue, Price
+from ssmke.cost.prices.file import read_prices
+from ssmke.cost.prices.imports import Rejection
 from ssmke.errors import ConfigError
 
 _HEAD = ("--cost.price", "what", "USD/h", "USD/GPU-h", "as of", "confidence")

@@ -1,4 +1,4 @@
-"""``ssmke-cost whatif``: a measured run on other hardware, at another tier or place (see `ssmke.cost.whatif`)."""
+"""``ssmke-cost whatif``: a measured run on other hardware (see `ssmke.cost.estimates.whatif`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ssmke.cli.cost.forecast import add_target, check_price_choice, one_run, sho
 from ssmke.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ssmke.cost.estimate import Estimate
+    from ssmke.cost.estimates.estimate import Estimate
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,9 +41,9 @@ def estimate(arguments: argparse.Namespace) -> Estimate:
     """The estimate that the arguments ask for; ConfigError for what they lack."""
     import dataclasses
 
-    from ssmke.cost.devices import named
-    from ssmke.cost.rent import rent
-    from ssmke.cost.whatif import RESTART_LOSS, devices_of, whatif
+    from ssmke.cost.efficiency.devices import named
+    from ssmke.cost.estimates.whatif import RESTART_LOSS, devices_of, whatif
+    from ssmke.cost.prices.rent import rent
 
     if arguments.device is None:
         raise ConfigError("--on is missing: name the other hardware, e.g. --on H100")

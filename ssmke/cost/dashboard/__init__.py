@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ssmke.cost.dashboard.run import run_page
 from ssmke.cost.dashboard.workspace import MOST_TRACKED, workspace_page
-from ssmke.cost.ledger import Series, read_series
+from ssmke.cost.ledger.reader import Series, read_series
 from ssmke.cost.report import Report, report
 
 FILE = "cost_dashboard.html"

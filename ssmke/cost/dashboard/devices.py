@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssmke.cost.axes import Axis, duration, linear
-from ssmke.cost.charts import escape, profile, shorten
+from ssmke.cost.charts.axes import Axis, duration, linear
+from ssmke.cost.charts.svg import escape, profile, shorten
+from ssmke.cost.charts.timeline import Timeline, Track
 from ssmke.cost.dashboard.page import Tile, pair, section
 from ssmke.cost.dashboard.words import clock
+from ssmke.cost.ledger.usage import Usage
 from ssmke.cost.render.numbers import energy, percent
-from ssmke.cost.timeline import Timeline, Track
-from ssmke.cost.usage import Usage
 
 MOST = 8
 _BESIDE = 4

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssmke.cost.charts import escape
+from ssmke.cost.charts.svg import escape
 
 STYLE = Path(__file__).parents[1] / "data" / "dashboard.css"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

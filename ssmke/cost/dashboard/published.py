@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 
-from ssmke.cost.axes import logarithmic, tick_money
-from ssmke.cost.baselines import Baseline
-from ssmke.cost.charts import Range, escape, ranges
+from ssmke.cost.charts.axes import logarithmic, tick_money
+from ssmke.cost.charts.scatter import scatter
+from ssmke.cost.charts.svg import Range, escape, ranges
 from ssmke.cost.dashboard.page import section
 from ssmke.cost.dashboard.words import dollars
-from ssmke.cost.pareto import Panel, drawn, interval
+from ssmke.cost.published.baselines import Baseline
+from ssmke.cost.published.pareto import Panel, drawn, interval
 from ssmke.cost.render.numbers import count, hours_span, money_span
-from ssmke.cost.scatter import scatter
 
 SUB = (
     "Log scale. Point: the price that the source used, else a dated list price. Bar: from the cheapest to the dearest "

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from ssmke.cost.axes import duration, linear, tick_money
-from ssmke.cost.baselines import Baseline
-from ssmke.cost.charts import Band, Mark, bar, escape, legend, stacked
+from ssmke.cost.charts.axes import duration, linear, tick_money
+from ssmke.cost.charts.svg import Band, Mark, bar, escape, legend, stacked
+from ssmke.cost.charts.timeline import Timeline, timeline
 from ssmke.cost.dashboard.devices import devices_section, energy_note, energy_tile
 from ssmke.cost.dashboard.page import Column, Tile, hero, notes, page, section, small, table, tiles, warning
 from ssmke.cost.dashboard.published import pareto_section, published_section
@@ -27,11 +27,11 @@ from ssmke.cost.dashboard.words import (
     phase_name,
     phase_order,
 )
-from ssmke.cost.ledger import Series
-from ssmke.cost.pareto import Panel, eval_set_of, panels
+from ssmke.cost.ledger.reader import Series
+from ssmke.cost.published.baselines import Baseline
+from ssmke.cost.published.pareto import Panel, eval_set_of, panels
 from ssmke.cost.render.numbers import energy, hours, percent
 from ssmke.cost.report import Attempt, RunReport
-from ssmke.cost.timeline import Timeline, timeline
 
 _MOST_ATTEMPTS = 30
 

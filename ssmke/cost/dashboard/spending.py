@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from ssmke.cost.dashboard.words import dollars, moment, phase_name
+from ssmke.cost.ledger.usage import HOUR_NS
 from ssmke.cost.render.numbers import hours
 from ssmke.cost.report import RunReport
-from ssmke.cost.usage import HOUR_NS
 
 POINTS = 400
 

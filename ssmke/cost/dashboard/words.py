@@ -6,11 +6,11 @@ import datetime as dt
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 
-from ssmke.cost.charts import Part
-from ssmke.cost.outcomes import OUTCOMES
+from ssmke.cost.charts.svg import Part
+from ssmke.cost.ledger.outcomes import OUTCOMES
+from ssmke.cost.ledger.usage import HOUR_NS, Usage
 from ssmke.cost.render.numbers import AT_LEAST, count, hours, money, percent
 from ssmke.cost.report import RunReport
-from ssmke.cost.usage import HOUR_NS, Usage
 
 # Bottom of a stacked chart first: what training is for, then what it needs, then what only costs.
 PHASES = {

@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
-from ssmke.cost.axes import calendar, duration, linear, tick_money
-from ssmke.cost.charts import Band, Part, bar, escape, legend, shorten, stacked
+from ssmke.cost.charts.axes import calendar, duration, linear, tick_money
+from ssmke.cost.charts.svg import Band, Part, bar, escape, legend, shorten, stacked
+from ssmke.cost.charts.timeline import timeline
 from ssmke.cost.dashboard.devices import METHODS, energy_tile, track_rows
 from ssmke.cost.dashboard.page import Column, Tile, hero, notes, page, section, small, table, tiles, warning
 from ssmke.cost.dashboard.published import pareto_section, published_section
@@ -28,13 +29,12 @@ from ssmke.cost.dashboard.words import (
     phase_name,
     phase_order,
 )
-from ssmke.cost.ledger import Series
-from ssmke.cost.outcomes import OUTCOMES
-from ssmke.cost.pareto import EvalSet, eval_set_of, panels
+from ssmke.cost.ledger.outcomes import OUTCOMES
+from ssmke.cost.ledger.reader import Series
+from ssmke.cost.ledger.usage import Usage
+from ssmke.cost.published.pareto import EvalSet, eval_set_of, panels
 from ssmke.cost.render.numbers import energy, hours, percent
 from ssmke.cost.report import Report, RunReport
-from ssmke.cost.timeline import timeline
-from ssmke.cost.usage import Usage
 
 MOST_RUNS = 40
 MOST_TRACKED = 6

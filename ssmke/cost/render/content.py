@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from ssmke.cost.baselines import BASES, Baseline, published_saving
-from ssmke.cost.outcomes import OUTCOMES
+from ssmke.cost.ledger.outcomes import OUTCOMES
+from ssmke.cost.ledger.usage import Usage
 from ssmke.cost.phases import PHASES
-from ssmke.cost.prices import Price
+from ssmke.cost.prices.catalogue import Price
+from ssmke.cost.published.baselines import BASES, Baseline, published_saving
+from ssmke.cost.published.thesis import Thesis, inconsistencies, load_thesis, per_device
 from ssmke.cost.render.numbers import (
     AT_LEAST,
     count,
@@ -29,8 +31,6 @@ from ssmke.cost.render.numbers import (
     percent,
     rate,
 )
-from ssmke.cost.thesis import Thesis, inconsistencies, load_thesis, per_device
-from ssmke.cost.usage import Usage
 
 if TYPE_CHECKING:
     from ssmke.cost.report import Report, RunReport

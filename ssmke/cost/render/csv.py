@@ -12,9 +12,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ssmke.cost.baselines import Baseline, Span
+from ssmke.cost.published.baselines import Baseline, Span
+from ssmke.cost.published.thesis import load_thesis
 from ssmke.cost.render.json import run_dict, usd_text
-from ssmke.cost.thesis import load_thesis
 
 if TYPE_CHECKING:
     from ssmke.cost.report import Report, RunReport

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from ssmke.cost.baselines import LISTED
+from ssmke.cost.ledger.usage import HOUR_NS, Usage, spread
+from ssmke.cost.published.baselines import LISTED
 from ssmke.cost.render.csv import written
-from ssmke.cost.usage import HOUR_NS, Usage, spread
 
 if TYPE_CHECKING:
-    from ssmke.cost.lines import Line
+    from ssmke.cost.prices.lines import Line
     from ssmke.cost.report import Attempt, Report, RunReport
 
 COLUMNS = (

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from ssmke.cost.baselines import Baseline, Span, published_saving
-from ssmke.cost.prices import Price
-from ssmke.cost.thesis import Thesis, inconsistencies, load_thesis
-from ssmke.cost.usage import HOUR_NS, Usage
+from ssmke.cost.ledger.usage import HOUR_NS, Usage
+from ssmke.cost.prices.catalogue import Price
+from ssmke.cost.published.baselines import Baseline, Span, published_saving
+from ssmke.cost.published.thesis import Thesis, inconsistencies, load_thesis
 
 if TYPE_CHECKING:
     from ssmke.cost.report import Attempt, Report, RunReport

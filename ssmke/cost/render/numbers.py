@@ -9,7 +9,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ssmke.cost.usage import Usage
+    from ssmke.cost.ledger.usage import Usage
 
 UNKNOWN = "unknown"
 AT_LEAST = ">= "

@@ -1,0 +1,1 @@
+"""Charts: inline SVG for pages, and plots for papers."""

@@ -1,0 +1,1 @@
+"""Operations of a pair, and what a device could do at best."""

@@ -1,0 +1,1 @@
+"""What a run will cost, or would have cost elsewhere: intervals with their reasons."""

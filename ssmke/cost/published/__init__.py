@@ -1,0 +1,1 @@
+"""Published runs, their dollars from their factors, and their quality."""
