@@ -80,9 +80,10 @@ def train(
         step += 1
         first = time.monotonic() - begin if first is None else first
         meter.progress(step, step * plan.batch_size)
-        progress.add(step, batch, losses, rate, waited)
         due = config.checkpoint.minutes > 0 and time.monotonic() - last_save > 60 * config.checkpoint.minutes
-        decision = control.agree(save=due)
+        with meter.phase("train"):
+            progress.add(step, batch, losses, rate, waited)
+            decision = control.agree(save=due)
         last = step == plan.steps
         epoch_ends = step % plan.steps_per_epoch == 0
         limit = config.stop_after is not None and step - start >= config.stop_after

@@ -74,15 +74,16 @@ def pretrain(recipe: Recipe, deepspeed_config: str, placement: Placement) -> Out
     on_rank_zero(lambda: write_json(run.path / "deepspeed.json", engine_config.json))
     meter = _meter(recipe, run, placement, cuda)
     meter.start()
-    tracker = Tracker.start(
-        recipe.tracking,
-        run_dir=run.path,
-        run_name=f"{recipe.name}/{run.path.name}",
-        workspace=Path(recipe.runs_dir),
-        rank=rank(),
-        lineage=run.lineage,
-        environment=placement.environment,
-    )
+    with meter.phase("setup"):
+        tracker = Tracker.start(
+            recipe.tracking,
+            run_dir=run.path,
+            run_name=f"{recipe.name}/{run.path.name}",
+            workspace=Path(recipe.runs_dir),
+            rank=rank(),
+            lineage=run.lineage,
+            environment=placement.environment,
+        )
     budget = Budget(recipe.cost)
     control = Control(lambda: budget.spent(meter.totals()))
     devices = world_size() if cuda else placement.nodes  # as the meter counts them: on CPU a node is one
@@ -229,9 +230,9 @@ def _run(
     with meter.phase("evaluation"):
         export(engine, run)
         found = evaluate(engine, recipe)
-    if found is not None:
-        _conclude(recipe, run, plan, progress, spending, outcome, meter, tracker, found)
-    barrier()
+        if found is not None:
+            _conclude(recipe, run, plan, progress, spending, outcome, meter, tracker, found)
+        barrier()
     return outcome
 
 

