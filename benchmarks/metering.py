@@ -5,8 +5,8 @@
 Each round trains for some seconds with the meter (probe every second, beat every five, phases, progress, budget and
 totals after each step, as the training loop does) and as long without it, in an order that alternates; the model, the
 batch and the process are the same. A machine whose speed drifts hits both alike, and the ratio of the medians of all
-steps is the overhead. The spread of the single rounds says how far to trust it. "calls" is what the training thread
-itself spends in the meter, timed alone.
+steps is the overhead. The spread of the single rounds says how far to trust it. What cannot drown in that spread is
+timed alone: the calls that the training thread makes, and the processor time of the meter's own thread.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import platform
 import statistics
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -69,13 +70,20 @@ def train(step: Step, meter: CostMeter, budget: Budget, seconds: float) -> list[
     return taken
 
 
-def measure(seconds: float, rounds: int) -> tuple[list[list[float]], list[list[float]]]:
-    """Step times by round, with the meter and without."""
+def thread_seconds() -> float:
+    """Processor time that the running meter's thread has used."""
+    [thread] = [t for t in threading.enumerate() if t.name == "ssmke-cost"]
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0))
+
+
+def measure(seconds: float, rounds: int) -> tuple[list[list[float]], list[list[float]], float]:
+    """Step times by round, with the meter and without, and the processor time of its thread per second."""
     step, budget = Step(), Budget(CONFIG)
     for _ in range(5):
         step()
     metered: list[list[float]] = []
     bare: list[list[float]] = []
+    used = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             for on in (number % 2 == 0, number % 2 != 0):
@@ -86,8 +94,9 @@ def measure(seconds: float, rounds: int) -> tuple[list[list[float]], list[list[f
                 )  # fmt: skip
                 meter.start()
                 (metered if on else bare).append(train(step, meter, budget, seconds))
+                used += thread_seconds() if on else 0.0
                 meter.close()
-    return metered, bare
+    return metered, bare, used / sum(map(sum, metered))
 
 
 def calls(count: int = 20_000) -> float:
@@ -117,7 +126,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    metered, bare = measure(arguments.seconds, arguments.rounds)
+    metered, bare, thread = measure(arguments.seconds, arguments.rounds)
     on, off = (statistics.median(t for part in parts for t in part) for parts in (metered, bare))
     ratios = sorted(statistics.median(a) / statistics.median(b) for a, b in zip(metered, bare, strict=True))
     each = calls()
@@ -130,6 +139,7 @@ def main() -> None:
         f"| median step without | {off * 1e3:.2f} ms ({sum(map(len, bare)):,} steps) |\n"
         f"| ratio of the two | {on / off:.4f} |\n"
         f"| ratios of single rounds | {ratios[0]:.4f} to {ratios[-1]:.4f}, median {statistics.median(ratios):.4f} |\n"
+        f"| processor time of the meter's thread | {thread * 1e3:.2f} ms a second ({thread:.3%}) |\n"
         f"| calls in the training thread | {each * 1e6:.1f} us a step ({each / off:.3%} of it) |\n"
     )
     print(text)
