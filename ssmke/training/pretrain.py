@@ -298,7 +298,7 @@ def _conclude(
     scores = found.metrics.to_dict()
     names = [Manifest.load(folder).name for folder in recipe.data.shards]
     meter.note(retrieval=scores, eval_split=recipe.data.eval_split, eval_data="+".join(names))
-    totals, efficiency = meter.totals(), spending.efficiency()
+    totals, efficiency = meter.totals(), spending.last_efficiency
     results = {
         "recipe": recipe.name,
         "steps": outcome.step,

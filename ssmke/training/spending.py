@@ -38,6 +38,15 @@ class Work:
     padded_tokens: int = 0
     seconds: float = 0.0
 
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.steps + other.steps,
+            self.pairs + other.pairs,
+            self.text_tokens + other.text_tokens,
+            self.padded_tokens + other.padded_tokens,
+            self.seconds + other.seconds,
+        )
+
 
 def count_work(
     recipe: Recipe, module: SSMKEPretraining, teacher: Teacher | None, say: Callable[[str], None]
@@ -68,18 +77,29 @@ class Spending:
         self._steps, self._devices = steps, devices
         self._shapes, self._dtype = shapes, dtype
         self._windows: deque[float] = deque(maxlen=_WINDOWS)
-        self._noted = 0.0
+        self._noted, self._failed = 0.0, False
         self.work = Work()
         """All windows of this attempt."""
+        self.last_efficiency: dict[str, Any] = {}
+        """This attempt's operations per pair and per second, as in the ledger; empty where they are not known."""
 
     def report(self, step: int, window: Work) -> tuple[dict[str, float | None], list[str]]:
-        """(metrics for MLflow, lines to say) after the ``window`` of steps that ended with ``step``."""
+        """(metrics for MLflow, lines to say) after the ``window`` of steps that ended with ``step``.
+
+        Whatever goes wrong in here is said once, and costs these numbers only.
+        """
+        self.work += window
+        try:
+            return self._report(step, window)
+        except Exception as error:
+            said, self._failed = self._failed, True
+            return {}, [] if said else [f"cost: live numbers are missing: {type(error).__name__}: {error}"]
+
+    def _report(self, step: int, window: Work) -> tuple[dict[str, float | None], list[str]]:
         self._windows.append(window.seconds / window.steps)
-        for name, value in vars(window).items():
-            setattr(self.work, name, getattr(self.work, name) + value)
         totals = self._meter.totals()
         projection = self._project(step, totals)
-        efficiency = self.efficiency()
+        efficiency = self.last_efficiency = self._efficiency()
         share = step / self._steps
         if share - self._noted >= _NOTE_EVERY or step == self._steps:
             self._noted = share
@@ -104,8 +124,7 @@ class Spending:
         }
         return metrics, self._budget.warnings(totals)
 
-    def efficiency(self) -> dict[str, Any]:
-        """This attempt's operations per pair and per second, for the ledger; empty where they are not known."""
+    def _efficiency(self) -> dict[str, Any]:
         work = self.work
         if self._shapes is None or not work.pairs or not work.seconds:
             return {}
