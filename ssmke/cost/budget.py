@@ -68,6 +68,11 @@ class Budget:
         self._limits = [limit for limit in limits if limit.most]
         self._said: dict[str, float] = {}
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is any limit."""
+        return bool(self._limits)
+
     def check_before(self, totals: Totals, *, measures_energy: bool) -> None:
         """ConfigError if a limit cannot be kept, or was reached by the attempts before this one."""
         for limit in self._limits:

@@ -85,7 +85,7 @@ def pretrain(recipe: Recipe, deepspeed_config: str, placement: Placement) -> Out
             environment=placement.environment,
         )
     budget = Budget(recipe.cost)
-    control = Control(lambda: budget.spent(meter.totals()))
+    control = Control(lambda: budget.spent(meter.totals()) if budget.limited else None)
     devices = world_size() if cuda else placement.nodes  # as the meter counts them: on CPU a node is one
     reason, status = "failed", "FAILED"
     try:
