@@ -40,6 +40,8 @@ from ssmke.cost.probes.probe import Averager, Device, DeviceProbe, open_probe
 from ssmke.cost.totals import Totals
 
 _SAMPLE_S = 1.0
+_SUMMARY_EVERY = 60
+"""Beats; five minutes of them are read back where a run is still going on."""
 _LONG_PHASE_NS = 1_000_000_000
 _CLOSE_TIMEOUT_S = 10.0
 
@@ -358,10 +360,7 @@ class CostMeter:
     def _finish(self) -> None:
         self.beat()
         self._final = self._phases.read()
-        end = self._usage_record("end") | {"reason": self._reason}
-        if self._tally is not None:
-            end |= {"begin": self._phases.begin_ns, **self._tally.summary()}
-        self._append(end, durable=True)
+        self._append(self._usage_record("end") | {"reason": self._reason}, durable=True)
         self._closed.set()
         self._ledger.close()
         if self._probe is not None:
@@ -376,8 +375,10 @@ class CostMeter:
         try:
             if record["t"] == "note":
                 json.dumps(record, allow_nan=False)  # before the summary takes it over
-            if self._tally is not None and record["t"] not in ("start", "end"):
+            if self._tally is not None and record["t"] != "start":
                 self._tally.add(record)
+                if record["t"] == "end" or record.get("seq", 1) % _SUMMARY_EVERY == 0:
+                    record = {**record, "begin": self._phases.begin_ns, **self._tally.summary()}
             self._ledger.append(record, durable=durable)
         except OSError as error:
             self._report("the ledger (kept in memory, and tried again with each beat)", error)

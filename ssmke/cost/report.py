@@ -15,8 +15,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ssmke.cost.ledger.outcomes import OUTCOMES, outcomes_by_attempt
-from ssmke.cost.ledger.reader import Segment, ledger_files, read_run
+from ssmke.cost.ledger.outcomes import OUTCOMES, is_stop, outcomes_by_attempt
+from ssmke.cost.ledger.reader import Problems, Segment, ledger_files, read_run
 from ssmke.cost.ledger.usage import Usage, attempts_of, usage_of
 from ssmke.cost.ledger.writer import FOLDER
 from ssmke.cost.prices.catalogue import Catalogue, shipped
@@ -140,6 +140,14 @@ class RunReport:
 
 
 @dataclass(frozen=True)
+class Unread:
+    """A ledger, or a folder, that could not be read: what it holds is missing from every total."""
+
+    path: Path
+    why: str
+
+
+@dataclass(frozen=True)
 class Report:
     """All that ``ssmke-cost report`` shows. ``root``: where the runs were looked for."""
 
@@ -147,6 +155,7 @@ class Report:
     runs: tuple[RunReport, ...]
     baselines: tuple[Baseline, ...]
     lines: tuple[Line, ...] = ()
+    unread: tuple[Unread, ...] = ()
 
     @property
     def project(self) -> Usage:
@@ -171,9 +180,10 @@ def report(root: Path, *, catalogue: Catalogue | None = None, reprice: str | Non
         )
     known = catalogue or shipped()
     lineages: dict[str, list[tuple[Path, list[Segment]]]] = {}
-    for folder in find_runs(root):
+    problems: Problems = []
+    for folder in find_runs(root, problems):
         found: dict[str, list[Segment]] = {}
-        for segment in read_run(folder):
+        for segment in read_run(folder, problems=problems):
             found.setdefault(segment.lineage, []).append(segment)
         for lineage, members in found.items():
             lineages.setdefault(lineage, []).append((folder, members))
@@ -188,14 +198,23 @@ def report(root: Path, *, catalogue: Catalogue | None = None, reprice: str | Non
         runs=tuple(sorted(runs, key=lambda r: (r.name, r.lineage))),
         baselines=tuple(load(catalogue=known)),
         lines=known.lines,
+        unread=tuple(Unread(path, why) for path, why in sorted(set(problems))),
     )
 
 
-def find_runs(root: Path) -> Iterator[Path]:
-    """Folders with a ledger, at most four levels below ``root``; nothing below a run is searched."""
-    for folder, names, _ in os.walk(root):
+def find_runs(root: Path, problems: Problems | None = None) -> Iterator[Path]:
+    """Folders with a ledger, at most four levels below ``root``; nothing below a run is searched.
+
+    ``problems`` is told of folders that cannot be opened. Links are not followed.
+    """
+
+    def tell(error: OSError) -> None:
+        if problems is not None:
+            problems.append((Path(error.filename), error.strerror or str(error)))
+
+    for folder, names, _ in os.walk(root, onerror=tell):
         here = Path(folder)
-        if FOLDER in names and ledger_files(here):
+        if FOLDER in names and ledger_files(here, problems):
             names.clear()
             yield here
             continue
@@ -212,8 +231,10 @@ def _run(lineage: str, folder: Path, root: Path, members: list[Segment]) -> RunR
     facts: dict[str, Any] = {}
     for segment in ordered:
         facts |= _sound(segment.facts)
-    # Where the last attempt that said anything stood: what an earlier one reached beyond it was lost.
-    pairs = next((a.pairs for a in reversed(attempts) if a.pairs is not None), None)
+    # Where the last attempt that trained stood: what an earlier one reached beyond it was lost.
+    pairs = next(
+        (kept for a in reversed(attempts) if (kept := _kept_pairs(groups[a.name])) is not None), None
+    )
     first = next((a.resumed_pairs for a in attempts if a.resumed_pairs is not None), 0)
     processed = sum(a.pairs - (a.resumed_pairs or 0) for a in attempts if a.pairs is not None)
     parameters = facts.get("parameters")
@@ -257,6 +278,22 @@ def _attempt(name: str, members: list[Segment], outcomes: Mapping[str, Usage]) -
         began_wall_ns=min(s.begin_wall_ns for s in members),
         ended_wall_ns=max(s.end_wall_ns for s in members),
     )
+
+
+def _kept_pairs(members: list[Segment]) -> int | None:
+    """Pairs of the whole run that an attempt left in its last checkpoint; all of them if it finished or goes on."""
+    segment = max(members, key=lambda s: (s.pairs or 0, s.records))
+    first, last = (segment.resumed_step, segment.resumed_pairs), (segment.step, segment.pairs)
+    if (
+        segment.pairs is None
+        or segment.reason in (None, "finished")
+        or (not segment.saves and is_stop(segment))
+    ):
+        return segment.pairs
+    if first[0] is None or first[1] is None or last[0] is None or last[0] <= first[0]:
+        return first[1] or 0
+    saved = segment.saves[-1].step if segment.saves else first[0]
+    return first[1] + (segment.pairs - first[1]) * (saved - first[0]) // (last[0] - first[0])
 
 
 def _sound(facts: Mapping[str, Any]) -> dict[str, Any]:

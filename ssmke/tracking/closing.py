@@ -32,12 +32,12 @@ def close_run(run_dir: Path, *, ended_wall_ns: int, uri: str | None = None) -> s
             return ""
         client.set_tag(run_id, "ssmke.reconciled", "killed: closed at its last heartbeat")
         client.set_terminated(run_id, "KILLED", end_time=ended_wall_ns // 1_000_000)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+    except Exception as error:  # MLflow's own, SQLAlchemy's, the operating system's
+        if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return f"MLflow run {run_id} is not in {store}"
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"{store}: the MLflow store does not answer ({str(error).splitlines()[0]}); the ledgers are closed: run "
-            "the same command again"
+            f"{store}: the MLflow store does not answer ({why}); the ledgers are closed: run the same command again"
         ) from error
     return f"MLflow run {run_id} closed as KILLED"
 

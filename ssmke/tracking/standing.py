@@ -7,12 +7,13 @@ run. Called from the command line, never from training: it waits for the store, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ssmke.errors import ConfigError
+from ssmke.errors import ConfigError, SSMKEError
 from ssmke.tracking.store import find_experiment, open_client
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def publish_workspace(
     ``artifacts``: where a local store keeps the artifacts of an experiment that has to be made. ``metrics``:
     numbers for the run list, at step 0 and now.
     """
-    with _Store(uri) as client:
+    with _store(uri) as client:
         experiment_id = find_experiment(client, experiment, uri, artifacts)
         run_id = _standing(client, experiment_id, page.name)
         client.log_artifact(run_id, str(page))
@@ -67,30 +68,24 @@ def publish_workspace(
 
 def publish_run(page: Path, run_id: str, *, uri: str) -> Published:
     """Logs ``page`` to the MLflow run of a run folder; the run's status stays as it is."""
-    with _Store(uri) as client:
+    with _store(uri) as client:
         experiment_id = str(client.get_run(run_id).info.experiment_id)
         client.log_artifact(run_id, str(page))
     return Published(uri, experiment_id, run_id, page.name)
 
 
-class _Store:
-    """A client whose failures are told in one line: wrong address, server away, no permission."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-
-    def __enter__(self) -> MlflowClient:
-        client: MlflowClient = open_client(self.uri)
-        return client
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        from mlflow.exceptions import MlflowException
-
-        if isinstance(error, MlflowException):
-            text = (str(error).splitlines() or ["no reason given"])[0]
-            raise ConfigError(
-                f"--tracking-uri {self.uri}: {text}; the page is written all the same, open it as a file"
-            ) from error
+@contextmanager
+def _store(uri: str) -> Iterator[MlflowClient]:
+    """A client whose failures are told in one line: wrong address, server away, damaged database."""
+    try:
+        yield open_client(uri)
+    except SSMKEError:
+        raise
+    except Exception as error:  # MLflow's own, SQLAlchemy's, the operating system's
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"--tracking-uri {uri}: {text}; the page is written all the same, open it as a file"
+        ) from error
 
 
 def _standing(client: MlflowClient, experiment_id: str, file: str) -> str:

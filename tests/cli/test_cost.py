@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -57,6 +58,73 @@ def test_reconcile_ends_the_mlflow_run_at_its_last_heartbeat(
     assert run.info.status == "KILLED"
     [segment] = read_run(workspace / "killed")
     assert run.info.end_time == segment.end_wall_ns // 1_000_000
+
+
+def test_a_store_that_was_away_is_caught_up_by_the_same_command(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{workspace}/mlflow.db"
+    client = MlflowClient(tracking_uri=uri)
+    run_id = client.create_run(client.create_experiment("e")).info.run_id
+    (workspace / "killed/mlflow_run_id").write_text(run_id + "\n")
+    assert main(["reconcile", str(workspace), "--tracking-uri", "http://127.0.0.1:9"]) == 1
+    assert "does not answer" in capsys.readouterr().out
+    assert main(["reconcile", str(workspace), "--tracking-uri", uri]) == 0
+    assert "closed as KILLED" in capsys.readouterr().out
+    assert client.get_run(run_id).info.status == "KILLED"
+
+
+def test_a_ledger_that_cannot_be_closed_is_said_and_the_others_are_closed(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(workspace / "killed", workspace / "another")
+    for path in workspace.glob("*/cost/*/*.jsonl"):
+        os.utime(path, (time.time() - 3600, time.time() - 3600))
+    real = os.fsync
+
+    def refused(file: int) -> None:
+        if "another" in str(Path(f"/proc/self/fd/{file}").readlink()):
+            raise PermissionError(13, "Permission denied")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    assert main(["reconcile", str(workspace)]) == 1
+    shown = capsys.readouterr().out
+    assert "another/cost/a0/node0000.jsonl: cannot be closed: Permission denied" in shown
+    assert "killed/cost/a0/node0000.jsonl: closed as killed" in shown
+
+
+def test_names_do_not_drive_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Training(tmp_path / "from/evil\x1b[31m", steps=3, every=3).attempt("a0", None)
+    assert main(["import", str(tmp_path / "from"), "--into", str(tmp_path / "here")]) == 0
+    assert main(["report", f"{tmp_path}/x\nerror: forged"]) == 2
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out
+    assert shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", [">/dev/full", ">&-"])
+def test_an_output_that_takes_nothing_is_no_traceback(tmp_path: Path, closed: str) -> None:
+    command = f"{sys.executable} -m ssmke.cli.cost report {tmp_path} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (2 if closed == ">/dev/full" else 0)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
+def test_names_that_cannot_be_encoded_are_replaced(tmp_path: Path, encoding: str) -> None:
+    folder = os.fsencode(tmp_path) + b"/runs/\xc3\xa9t\xc3\xa9 \xff\xfe"
+    Training(Path(os.fsdecode(folder)), steps=3, every=3).attempt("a0", None)
+    for arguments in (["report", "runs"], ["import", "runs", "--into", "here"], ["audit", "runs"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ssmke.cli.cost", *arguments],
+            capture_output=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_import_says_what_it_took(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+from ssmke.cost.ledger.reader import closing_record
 from ssmke.cost.ledger.usage import Usage
 from ssmke.cost.prices.file import load_prices
 from ssmke.cost.probes.probe import Sample
@@ -102,6 +104,30 @@ def test_final_run_lineage_and_project_are_told_apart(tmp_path: Path) -> None:
     assert killed.usage == killed.final + killed.wasted
     assert killed.wasted.device_ns > 20 * SECOND
     assert made.project == killed.usage + unbroken.usage
+
+
+def test_a_run_that_failed_is_credited_with_its_last_checkpoint_only(tmp_path: Path) -> None:
+    training = Training(tmp_path / "nothing", steps=12, every=3, lineage="nothing")
+    training.attempt("a0", 20.0)
+    training = Training(tmp_path / "three", steps=12, every=3, lineage="three")
+    training.attempt("a0", 58.0)
+    for name in ("nothing", "three"):
+        [path] = (tmp_path / name).glob("cost/*/*.jsonl")
+        end = closing_record(path)
+        with path.open("ab") as file:
+            file.write(json.dumps(end).encode() + b"\n")
+    pairs = {run.name: run.pairs for run in report(tmp_path).runs}
+    assert pairs == {"nothing": 0, "three": 3 * 8}
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    Run(tmp_path / "good").attempt("a", [("train", 60)])
+    Run(tmp_path / "newer").attempt("a", [("train", 60)], lineage="newer")
+    [path] = (tmp_path / "newer").glob("cost/*/*.jsonl")
+    path.write_bytes(path.read_bytes().replace(b'"v":1', b'"v":2'))
+    found = report(tmp_path)
+    assert [run.name for run in found.runs] == ["good"]
+    assert [(u.path, "format" in u.why) for u in found.unread] == [(path, True)]
 
 
 def test_quality_and_throughput_are_set_against_the_dollars_of_the_lineage(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from ssmke.cli.cost import audit, dashboard, forecast, ledgers, plot, prices, report, whatif
+from ssmke.cli.cost.terminal import complain
 from ssmke.errors import SSMKEError
 
 COMMANDS = (report, audit, forecast, whatif, plot, dashboard, prices, ledgers)
@@ -26,12 +27,18 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         code: int = arguments.run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except SSMKEError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 2
     except BrokenPipeError:  # `ssmke-cost report | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        complain(f"error: {error.filename or 'standard output'}: {error.strerror or error}")
+        sys.stdout = None  # or the interpreter tries again to flush what the disk has refused
+        return 2
     except KeyboardInterrupt:
         return 130
     return code

@@ -38,4 +38,6 @@ def add_prices(parser: argparse.ArgumentParser) -> None:
 
 def catalogue_of(arguments: argparse.Namespace) -> Catalogue:
     """The shipped prices with the user's."""
-    return load_prices(arguments.prices or (PRICES if PRICES.exists() else None))
+    # A link that leads nowhere was meant to be read: better an error than other prices.
+    there = PRICES.exists() or PRICES.is_symlink()
+    return load_prices(arguments.prices or (PRICES if there else None))

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from ssmke.cli.cost.folder import add_folder, folder_of
+from ssmke.cli.cost.terminal import say
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,32 +39,48 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def _reconcile(arguments: argparse.Namespace) -> int:
     from ssmke.cost.ledger.reconcile import close, find_open
     from ssmke.cost.machine import Machine
-    from ssmke.tracking.closing import close_run
 
     root = folder_of(arguments)
     found = find_open(root, machine=Machine.this(), now_wall_ns=time.time_ns())
-    closed = 0
+    closed = failed = 0
     for ledger in found:
         name = f"{ledger.path.relative_to(root)}"
         if not ledger.dead:
-            print(f"{name}: open, {ledger.why}")
+            say(f"{name}: open, {ledger.why}")
             continue
         step = "before its first step" if ledger.segment.step is None else f"at step {ledger.segment.step:,}"
         if arguments.dry_run:
-            print(f"{name}: would be closed, {ledger.why}; it died {step}")
+            say(f"{name}: would be closed, {ledger.why}; it died {step}")
             continue
-        if close(ledger):
-            closed += 1
-            print(f"{name}: closed as killed, {ledger.why}; it died {step}")
-    for run_dir in dict.fromkeys(ledger.run_dir for ledger in found if ledger.dead and not arguments.dry_run):
-        if any(ledger.run_dir == run_dir and not ledger.dead for ledger in found):
-            continue  # a later attempt of this run is on its way
-        ended = max(ledger.segment.end_wall_ns for ledger in found if ledger.run_dir == run_dir)
-        told = close_run(run_dir, ended_wall_ns=ended, uri=arguments.tracking_uri)
+        try:
+            closed += close(ledger)
+        except OSError as error:
+            failed += 1
+            say(f"{name}: cannot be closed: {error.strerror}")
+        else:
+            say(f"{name}: closed as killed, {ledger.why}; it died {step}")
+    if not arguments.dry_run:
+        failed += _close_in_mlflow(root, arguments.tracking_uri)
+    say(f"{closed} closed, {sum(not ledger.dead for ledger in found)} still open")
+    return 1 if failed else 0
+
+
+def _close_in_mlflow(root: Path, uri: str | None) -> int:
+    """Closes MLflow's runs of all trainings whose last attempt is known to be dead, now or since an earlier call."""
+    from ssmke.cost.ledger.reconcile import dead_runs
+    from ssmke.errors import ConfigError
+    from ssmke.tracking.closing import close_run
+
+    failed = 0
+    for run_dir, ended_wall_ns in dead_runs(root):
+        try:
+            told = close_run(run_dir, ended_wall_ns=ended_wall_ns, uri=uri)
+        except ConfigError as error:
+            failed += 1
+            told = f"{error}"
         if told:
-            print(f"{run_dir.relative_to(root)}: {told}")
-    print(f"{closed} closed, {sum(not ledger.dead for ledger in found)} still open")
-    return 0
+            say(f"{run_dir.relative_to(root)}: {told}")
+    return failed
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -72,8 +89,8 @@ def _import(arguments: argparse.Namespace) -> int:
     into = arguments.into or (Path("runs") if Path("runs").is_dir() else Path())
     done = import_ledgers(arguments.sources, into)
     for run in done.runs:
-        print(run)
-    print(
+        say(f"{run}")
+    say(
         f"{done.new} ledgers are new, {done.grown} have grown, {done.known} were here already; see `ssmke-cost report`"
     )
     return 0

@@ -60,6 +60,11 @@ def outcomes_by_attempt(found: Iterable[Segment]) -> dict[str, dict[str, Usage]]
     return result
 
 
+def is_stop(segment: Segment) -> bool:
+    """Whether an attempt ended because somebody wanted it to, which it does with a checkpoint."""
+    return segment.reason in STOPPED
+
+
 def _keeps(began: int | None, left: int | None, cut: int | None) -> bool:
     if began is None:
         return False
@@ -102,7 +107,7 @@ def _cut(segment: Segment, cut: int | None, *, first: bool, before: str, into: P
 
 def _kept_until(segment: Segment, cut: int | None) -> Moment | None:
     if cut is None:
-        if not segment.saves and segment.reason in STOPPED and segment.resumed_step is not None:
+        if not segment.saves and is_stop(segment) and segment.resumed_step is not None:
             # A ledger from before checkpoints were recorded: a stop that was asked for ends with one.
             return Moment(segment.step or 0, segment.end_ns, segment.phases)
         return segment.saves[-1] if segment.saves else None

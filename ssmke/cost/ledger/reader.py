@@ -1,9 +1,9 @@
 """Ledgers, read back: what one process wrote about one attempt on one node (`writer` has the format).
 
 A segment is a paid interval with what happened in it. A closed ledger is read by its first and last line (its
-``end`` sums up what lies between), so a workspace of thousands of runs takes seconds; one whose process was
-killed is read whole. Torn, garbled and foreign lines are passed over; a file that a start record does not open
-is no ledger. `read_series` gives the single beats, for charts.
+``end`` sums up what lies between), an open one by its first line and its last 128 KB (every sixtieth beat sums
+up too), so a workspace of thousands of runs takes seconds. Torn, garbled and foreign lines are passed over; a
+file that a start record does not open is no ledger. `read_series` gives the single beats, for charts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ssmke.cost.ledger.record import parse, record_of
 from ssmke.cost.ledger.tally import Energy, Moment, Record, Tally
@@ -28,7 +28,12 @@ ENERGY_ERROR = {
 """Share by which an energy may be off, by how it was had. Our choice, wide on purpose: NVIDIA's power sensor samples
 25 % of the time on A100 and H100 (arXiv 2312.02741), and no method was compared with a meter at the wall."""
 
-_TAIL = 1 << 16
+_TAIL = 1 << 17
+
+KILLED = "killed"
+"""The reason of an end that `ssmke-cost reconcile` wrote."""
+Problems = list[tuple[Path, str]]
+"""Files that could not be read, and why."""
 
 
 @dataclass(frozen=True)
@@ -113,17 +118,26 @@ def segments(records: Iterable[Record]) -> list[Segment]:
     return found
 
 
-def read_file(path: Path) -> list[Segment]:
-    """The segments of one ledger file, from its ends if it was closed; none if it cannot be read."""
+def read_file(path: Path, problems: Problems | None = None) -> list[Segment]:
+    """The segments of one ledger file, from its ends where they tell all; none if it cannot be read.
+
+    ``problems`` is told of a file that exists and tells nothing.
+    """
     try:
         with path.open("rb") as file:
-            closed = _closed(file.readline(_TAIL), _last_line(file))
-            if closed is not None:
-                return [closed]
+            first, tail = file.readline(_TAIL), _tail(file)
+            found = _closed(first, tail) or _running(first, tail)
+            if found is not None:
+                return [found]
             file.seek(0)
-            return segments(parse(file.read()))
-    except OSError:  # another user's, or just removed
+            data = file.read()
+    except OSError as error:  # another user's, or just removed
+        _tell(problems, path, error.strerror or str(error))
         return []
+    several = segments(parse(data))
+    if not several and b"\n" in data:
+        _tell(problems, path, "no start record of a format that this version knows")
+    return several
 
 
 def closing_record(path: Path) -> Record | None:
@@ -144,7 +158,7 @@ def closing_record(path: Path) -> Record | None:
             "b": at,
             "w": int(start["w"]) + at - int(start["b"]),
             "by": "reconcile",
-            "reason": "killed",
+            "reason": KILLED,
             "phase": tally.phase,
             "phases": dict(tally.phases),
             "step": tally.step,
@@ -157,21 +171,33 @@ def closing_record(path: Path) -> Record | None:
         return None
 
 
-def ledger_files(run_dir: Path) -> list[Path]:
+def ledger_files(run_dir: Path, problems: Problems | None = None) -> list[Path]:
     """The ledger files of a run folder, by name."""
     found: list[Path] = []
     try:
-        for attempt in os.scandir(run_dir / FOLDER):
-            if attempt.is_dir():
-                found += [Path(f.path) for f in os.scandir(attempt.path) if f.name.endswith(".jsonl")]
+        attempts = [entry for entry in os.scandir(run_dir / FOLDER) if entry.is_dir()]
     except OSError:
-        pass
+        return []
+    for attempt in attempts:
+        try:
+            files = [f for f in os.scandir(attempt.path) if f.name.endswith(".jsonl") and f.is_file()]
+        except OSError as error:
+            _tell(problems, Path(attempt.path), error.strerror or str(error))
+            continue
+        found += [Path(f.path) for f in files]
     return sorted(found)
 
 
-def read_run(run_dir: Path, *, skip_attempt: str | None = None) -> list[Segment]:
-    """All segments of a run folder; files that cannot be read are passed over."""
-    return [s for path in ledger_files(run_dir) if path.parent.name != skip_attempt for s in read_file(path)]
+def read_run(
+    run_dir: Path, *, skip_attempt: str | None = None, problems: Problems | None = None
+) -> list[Segment]:
+    """All segments of a run folder; files that cannot be read are passed over, and told to ``problems``."""
+    return [
+        segment
+        for path in ledger_files(run_dir, problems)
+        if path.parent.name != skip_attempt
+        for segment in read_file(path, problems)
+    ]
 
 
 def read_series(run_dir: Path) -> list[Series]:
@@ -193,28 +219,49 @@ def read_series(run_dir: Path) -> list[Series]:
     return sorted(found.values(), key=lambda s: (s.begin_wall_ns, s.attempt, s.node))
 
 
-def _last_line(file: Any) -> bytes:
-    """The last whole line; empty if it is longer than the tail that is read."""
+def _tell(problems: Problems | None, path: Path, why: str) -> None:
+    if problems is not None:
+        problems.append((path, why))
+
+
+def _tail(file: BinaryIO) -> list[bytes]:
+    """The whole lines at the end of a file; not all of the first one if the file is longer than what is read."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _TAIL))
-    tail: bytes = file.read()
-    if not tail.endswith(b"\n"):
-        return b""
-    _, separator, line = tail[:-1].rpartition(b"\n")
-    return line if separator or size <= _TAIL else b""
+    lines = file.read().split(b"\n")
+    return lines[1 if size > _TAIL else 0 : -1]
 
 
-def _closed(first: bytes, last: bytes) -> Segment | None:
+def _closed(first: bytes, tail: list[bytes]) -> Segment | None:
     """A segment from its start and an end that sums up what lies between; None if they are not such a pair."""
-    start, end = record_of(first), record_of(last)
+    start, end = record_of(first), record_of(tail[-1]) if tail else None
     if start is None or end is None or start["t"] != "start" or end["t"] != "end":
         return None
     if end.get("begin") != start["b"] or "energy" not in end:
         return None
-    try:
-        return _segment([start, end])
-    except (KeyError, TypeError, ValueError, AttributeError):
+    return _first(segments([start, end]))
+
+
+def _running(first: bytes, tail: list[bytes]) -> Segment | None:
+    """A segment from its start, the last beat with a summary, and what came after it."""
+    start = record_of(first)
+    if start is None or start["t"] != "start":
         return None
+    later: list[Record] = []
+    for line in reversed(tail):
+        record = record_of(line)
+        if record is None:
+            continue
+        if record["t"] == "start":
+            return None  # the file is shorter than its tail, or holds several ledgers
+        later.append(record)
+        if record["t"] == "beat" and "energy" in record and record.get("begin") == start["b"]:
+            return _first(segments([start, *reversed(later)]))
+    return None
+
+
+def _first(found: list[Segment]) -> Segment | None:
+    return found[0] if found else None
 
 
 def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
@@ -276,6 +323,8 @@ def _replay(start: Record, records: list[Record]) -> tuple[Tally, Record | None]
         if record["t"] != "end":
             end = None  # an end that `ssmke-cost reconcile` wrote too early: the process was alive after all
             tally.add(record)
+            if "energy" in record:
+                tally.take_summary(record)
             continue
         end = record
         if record.get("by") is None:

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssmke.cost.ledger.reader import Segment, closing_record, ledger_files, read_file
+from ssmke.cost.ledger.reader import KILLED, Segment, closing_record, ledger_files, read_file, read_run
+from ssmke.cost.ledger.usage import attempts_of
 from ssmke.cost.machine import Machine, process_start
 from ssmke.cost.report import find_runs
 from ssmke.errors import DataError
@@ -52,6 +53,16 @@ def find_open(
                 if segment.reason is None:
                     dead, why = _dead(segment, path, machine, now_wall_ns, started)
                     found.append(Open(run_dir, path, segment, dead, why))
+    return found
+
+
+def dead_runs(root: Path) -> list[tuple[Path, int]]:
+    """Run folders whose last attempt was closed as killed, and the wall-clock nanosecond of its last heartbeat."""
+    found: list[tuple[Path, int]] = []
+    for run_dir in find_runs(root):
+        attempts = list(attempts_of(read_run(run_dir)).values())
+        if attempts and all(segment.reason == KILLED for segment in attempts[-1]):
+            found.append((run_dir, max(segment.end_wall_ns for segment in attempts[-1])))
     return found
 
 

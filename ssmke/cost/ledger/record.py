@@ -45,7 +45,7 @@ def _sound(record: Any) -> bool:
     fields = _START if record["t"] == "start" else _LATER
     if record["t"] in ("begun", "save"):
         fields = _MOMENT
-    elif record["t"] == "end" and "energy" in record:
+    elif record["t"] in ("beat", "end") and "energy" in record:
         fields = _SUMMARY
     return all(good(record.get(name)) for name, good in fields.items())
 

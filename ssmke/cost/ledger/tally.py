@@ -99,7 +99,7 @@ class Tally:
             "energy": {device: [e.mj, e.covered_ns, e.method] for device, e in self.energy.items()},
             "facts": self.facts,
             "jumps": self.jumps,
-            "records": self.records + 1,
+            "records": self.records,
         }
 
     def take_summary(self, end: Mapping[str, Any]) -> None:

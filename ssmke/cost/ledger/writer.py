@@ -15,7 +15,8 @@ and in each ``t`` (kind), ``b`` (CLOCK_BOOTTIME, ns) and ``w`` (wall clock, ns: 
 nothing but the time after it. ``d`` maps device id to ``mj`` (energy counter, millijoules), ``mw`` (mean
 power since the last beat, milliwatts), ``util`` (mean, percent) and ``mem`` (peak, MiB); unknown is null.
 The summary (``begin begun saves energy facts jumps records``) lets a report read the first and the last line
-of a closed ledger only. An ``end`` with ``by`` "reconcile" was written for a process that died.
+of a closed ledger only; every sixtieth beat has it too, for one that is still open. An ``end`` with ``by``
+"reconcile" was written for a process that died.
 
 Durability: a line is one write(2), so SIGKILL loses what was not yet written, at most one beat; fsync at
 most every 10 s and at the end, so a power cut loses at most 10 s. A short write (full disk) is fenced off

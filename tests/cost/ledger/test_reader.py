@@ -19,6 +19,7 @@ from ssmke.cost.ledger.reader import parse, read_file, read_run, segments
 from ssmke.cost.ledger.usage import total
 from ssmke.cost.ledger.writer import LedgerWriter
 from ssmke.cost.machine import boottime_ns
+from ssmke.cost.probes.probe import Sample
 from tests.cost.simulated import PERIOD, SECOND, Clock, Run
 
 RECORD = {"t": "beat", "b": 5, "w": 0}
@@ -59,6 +60,56 @@ def test_reading_the_ends_of_a_file_tells_what_reading_it_whole_tells(
     path.write_bytes(bytes_of_a_run[:cut])
     whole = [dataclasses.replace(s, passed=()) for s in segments(parse(bytes_of_a_run[:cut]))]
     assert [dataclasses.replace(s, passed=()) for s in read_file(path)] == whole
+
+
+@pytest.fixture(scope="module")
+def bytes_of_a_long_run(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    run = Run(tmp_path_factory.mktemp("long"))
+    readings = [{"GPU-0": Sample(mj=5_000 * i, util=90.0, mem_mib=1000)} for i in range(2000)]
+    meter = run.attempt("a", [("setup", 60), ("train", 2000)], readings=readings, close=None)
+    meter.saved(1)
+    meter.note(parameters=7)
+    run.clock.ns += 1000 * SECOND
+    for _ in range(100):
+        run.clock.ns += PERIOD
+        meter.beat()
+    return (run.folder / "cost/a/node0000.jsonl").read_bytes()
+
+
+@given(beats=st.integers(0, 300))
+@settings(max_examples=40, deadline=None)
+def test_an_open_ledger_is_read_from_its_tail_as_it_is_read_whole(
+    bytes_of_a_long_run: bytes, tmp_path_factory: pytest.TempPathFactory, beats: int
+) -> None:
+    lines = bytes_of_a_long_run.splitlines(keepends=True)
+    data = b"".join(lines[: len(lines) - beats])
+    path = tmp_path_factory.getbasetemp() / "open.jsonl"
+    path.write_bytes(data)
+    [whole] = segments(parse(data))
+    [found] = read_file(path)
+    assert dataclasses.replace(found, passed=()) == dataclasses.replace(whole, passed=())
+    assert found.energy["GPU-0"].mj
+    # With its middle gone it is the same, so the middle was not read.
+    if len(data) > 140_000:
+        path.write_bytes(lines[0] + b"~" * (len(data) - len(lines[0]) - 131_000) + b"\n" + data[-131_000:])
+        [again] = read_file(path)
+        assert dataclasses.replace(again, passed=()) == dataclasses.replace(whole, passed=())
+
+
+def test_a_file_that_tells_nothing_is_told_of(tmp_path: Path, bytes_of_a_run: bytes) -> None:
+    path = tmp_path / "ledger.jsonl"
+    problems: list[tuple[Path, str]] = []
+    path.write_bytes(bytes_of_a_run.replace(b'"v":1', b'"v":2'))
+    assert read_file(path, problems) == []
+    assert read_file(tmp_path, problems) == []
+    assert [p for p, _ in problems] == [path, tmp_path]
+    assert "format" in problems[0][1]
+
+
+def test_only_files_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "cost/a").mkdir(parents=True)
+    os.mkfifo(tmp_path / "cost/a/node0000.jsonl")
+    assert read_run(tmp_path) == []
 
 
 @given(noise=st.binary(max_size=200), at=st.integers(0, 10**6))
