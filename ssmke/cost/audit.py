@@ -16,10 +16,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ssmke.cost.ledger.reader import ENERGY_ERROR, read_run
-from ssmke.cost.ledger.usage import HOUR_NS
+from ssmke.cost.ledger.usage import HOUR_NS, Usage
 from ssmke.cost.published.baselines import Baseline
 from ssmke.cost.published.thesis import inconsistencies, load_thesis
-from ssmke.cost.render.numbers import energy, hours, money, money_span, percent
+from ssmke.cost.render.numbers import counted, energy, hours, money, money_span, percent
+from ssmke.cost.render.own import unread_text
 
 if TYPE_CHECKING:
     from ssmke.cost.report import Report, RunReport
@@ -61,6 +62,8 @@ def of_run(run: RunReport, baselines: Sequence[Baseline] = ()) -> tuple[Finding,
 def of_report(report: Report) -> tuple[Finding, ...]:
     """What holds for the whole workspace and for the published runs."""
     found = []
+    if report.unread:
+        found.append(Finding(WARN, "project", unread_text(report.unread)))
     if not report.lines:
         text = "no storage or transfer is counted: prices.toml has no [[line]]"
         found.append(Finding(INFO, "project", text))
@@ -167,12 +170,12 @@ def _age(run: RunReport, as_of: str) -> Iterator[Finding]:
         return
     days = (began - seen).days
     if days < 0:
-        text = f"the price was seen {-days} days after the run began: no earlier one is known"
+        text = f"the price was seen {counted(-days, 'day')} after the run began: no earlier one is known"
         yield Finding(WARN, "dollars", text)
     elif days > _OLD_DAYS:
-        yield Finding(WARN, "dollars", f"the price was {days:,} days old when the run began")
+        yield Finding(WARN, "dollars", f"the price was {counted(days, 'day')} old when the run began")
     else:
-        yield Finding(INFO, "dollars", f"the price was {days} days old when the run began")
+        yield Finding(INFO, "dollars", f"the price was {counted(days, 'day')} old when the run began")
 
 
 def _bases(run: RunReport, baselines: Sequence[Baseline]) -> Iterator[Finding]:
@@ -198,18 +201,28 @@ def _bases(run: RunReport, baselines: Sequence[Baseline]) -> Iterator[Finding]:
 
 
 def _time(run: RunReport) -> Iterator[Finding]:
+    blind = [a for a in run.attempts if a.usage.node_ns and not a.usage.device_ns]
+    if blind:
+        usage = sum((a.usage for a in blind), Usage())
+        text = (
+            f"{len(blind)} of {counted(len(run.attempts), 'attempt')} lists no device: {hours(usage.node_hours)} "
+            f"node-hours ({money(usage.usd, partial=usage.usd_partial)}) are paid in the lineage, but not in the "
+            "device-hours, nor in `final`, nor in what was wasted"
+        )
+        yield Finding(WARN, "device-hours", text.replace(" lists no", " list no") if len(blind) > 1 else text)
     open_ended = [a.name for a in run.attempts if a.outcome == "no end"]
     if open_ended:
+        has = "has" if len(open_ended) == 1 else "have"
         yield Finding(
             WARN if len(open_ended) > 1 or open_ended[0] != run.attempts[-1].name else INFO,
             "device-hours",
-            f"{len(open_ended)} of {len(run.attempts)} attempts have no end (killed, or still running): counted up to "
-            "one heartbeat period after their last record",
+            f"{len(open_ended)} of {counted(len(run.attempts), 'attempt')} {has} no end (killed, or still running): "
+            "counted up to one heartbeat period after their last record",
         )
     if run.clock_jumps:
         text = (
-            f"the wall clock was set {run.clock_jumps} times by more than 2 s: durations are of the boot clock, so "
-            "none changed"
+            f"the wall clock was set {counted(run.clock_jumps, 'time')} by more than 2 s: durations are of the boot "
+            "clock, so none changed"
         )
         yield Finding(INFO, "device-hours", text)
     lost = run.wasted

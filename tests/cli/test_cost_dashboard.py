@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from pathlib import Path
 
@@ -80,6 +82,34 @@ def test_wrong_arguments_name_the_flag_and_the_remedy(runs: Path) -> None:
         command("dashboard", str(runs), "--no-tracking", "--tracking-uri", "https://x")
     with pytest.raises(ConfigError, match="fits none of the test sets here: COCO 5K test"):
         command("plot", str(runs), "--out", str(runs / "a.png"), "--test", "imagenet")
+
+
+def test_wrong_arguments_are_refused_before_anything_is_read_or_written(runs: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    for flags in (["--tracking-uri", "foo"], ["--out", str(tmp_path / "new/x.pdf")]):
+        with pytest.raises(ConfigError, match=flags[0]):
+            command("dashboard", str(runs), *flags)
+        with pytest.raises(ConfigError, match=flags[0]):
+            command("dashboard", str(tmp_path / "no/such/folder"), *flags)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_names_that_are_no_text_reach_neither_terminal_nor_traceback(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = os.fsdecode(b"bad\xff\x1bname")
+    Run(runs / name).attempt("a", [("train", 60)], lineage="bad")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert command("dashboard", str(runs)) == 0
+    assert command("dashboard", str(runs / name), "--out", str(runs / name / "new/page.html")) == 0
+    assert command("plot", str(runs), "--out", str(runs / name / "a.svg"), "--test", "coco") == 0
+    sys.stdout.flush()
+    assert (runs / name / "new/page.html").is_file()
+    assert b"page.html (1 run)" in raw.getvalue()
+    assert b"\x1b" not in raw.getvalue()
+    monkeypatch.setattr(sys, "stdout", None)
+    assert command("dashboard", str(runs)) == 0
 
 
 def test_plot_writes_the_figure_and_names_the_front(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,12 +135,31 @@ def test_whatif_on_demand_and_spot(run: Path, capsys: pytest.CaptureFixture[str]
         ("whatif RUN --on H100 --tier cheap", "--tier 'cheap'"),
         ("whatif EMPTY --on H100", "no run with a cost ledger"),
         ("whatif RUN --on H100 --restart-loss -1", "--restart-loss"),
+        ("whatif RUN --on H100 --restart-loss nan", "--restart-loss nan"),
+        ("whatif RUN --on H100 --pairs-per-second 1e-320", "--pairs-per-second"),
+        ("whatif RUN --on H100 --pairs-per-second nan", "--pairs-per-second nan"),
+        ("whatif RUN --on H100 --devices BIG", "--devices 999999... (320 digits)"),
+        ("whatif RUN --on H100 --price aws/p3.2xlarge", "V100 with 16 GB costs, not a H100-SXM"),
+        ("whatif RUN --on H100 --price cheap", "--price 'cheap'"),
+        ("forecast --recipe ssmke-base --pairs BIG --device H100", "--pairs 999999... (320 digits)"),
+        ("forecast --recipe ssmke-base --pairs 10 --epochs BIG --device H100", "--epochs"),
+        ("forecast --recipe ssmke-base --pairs 10 --images BIG --device H100", "--images"),
+        ("forecast --recipe ssmke-base --pairs 10 --device H100 --text-tokens nan", "--text-tokens nan"),
+        ("forecast --recipe ssmke-base --pairs 10 --device H100 --mfu 1e-320 0.5", "--mfu"),
+        ("forecast --recipe ssmke-base --pairs 10 --device H100 --mfu nan nan", "--mfu nan"),
+        ("forecast --recipe ssmke-base --pairs 10 --device H100 --pairs-per-second inf", "-second inf"),
+        ("forecast --recipe ssmke-base --pairs 10 --device H100 --pairs-per-second 1e-320", "-second 9.9"),
+        ("forecast --recipe ssmke-base --pairs 10 --device H100 --price aws/p3.2xlarge", "V100 with 16 GB"),
+        ("forecast --like RUN --epochs 1 --pairs-per-second 9", "on which hardware was --pairs-per-second"),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(
     run: Path, tmp_path: Path, arguments: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [{"RUN": str(run), "EMPTY": str(tmp_path)}.get(word, word) for word in arguments.split()]
+    words = [
+        {"RUN": str(run), "EMPTY": str(tmp_path), "BIG": "9" * 320}.get(word, word)
+        for word in arguments.split()
+    ]
     assert main(words) == 2
     assert message in capsys.readouterr().err
 
@@ -152,6 +171,34 @@ def test_a_folder_of_several_runs_is_not_one(
         Run(tmp_path / name).attempt("a", [("train", 5)], lineage=name)
     assert main(["whatif", str(tmp_path), "--on", "H100"]) == 2
     assert "holds 2 runs (one, two)" in capsys.readouterr().err
+
+
+def test_auto_is_the_price_that_is_found_without_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forecast = ["forecast", "--recipe", "scenes-tiny", "--device", "H100", "--pairs", "9000"]
+    for command in (forecast, ["whatif", str(run), "--on", "H100"]):
+        shown = []
+        for price in ([], ["--price", "auto"], ["--price", "auto", "--tier", "on_demand"]):
+            assert main([*command, *price]) == 0
+            shown.append(capsys.readouterr().out)
+        assert shown[0] == shown[1] == shown[2]
+        assert "price: unknown" not in shown[0]
+
+
+def test_a_given_loss_is_no_assumption(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["whatif", str(run), "--on", "H100", "--tier", "spot", "--restart-loss", "0.02"]) == 0
+    out = capsys.readouterr().out
+    assert "interruptions cost 2 % of the time, as given" in out
+    assert "assumption" not in out
+
+
+def test_one_epoch_of_one_pair_and_the_flag_that_was_used(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "--recipe ssmke-base --device H100 --pairs 1 --epochs 1 --pairs-per-second 10 --price 2"
+    assert main(["forecast", *arguments.split()]) == 0
+    out = capsys.readouterr().out
+    assert "1 epoch of 1 pair (--pairs)" in out
+    assert "1 pair at 10 a second" in out
+    assert "given by --price" in out
+    assert "--cost.price" not in out
 
 
 def test_whatif_needs_no_torch(run: Path) -> None:

@@ -100,12 +100,12 @@ def test_check_fails_on_a_faulty_list_and_names_its_entries(
     assert main(["prices", "check", str(broken)]) == 1
     shown = capsys.readouterr().out
     assert "line 2 (aws/p3.2xlarge)" in shown
-    assert "1 problems" in shown
+    assert "1 problem\n" in shown
     (tmp_path / "mine.toml").write_text(OWN + OWN.replace("0.5", "5"))
     assert main(["prices", "check", "mine.toml"]) == 1
     shown = capsys.readouterr().out
     assert "[[own]] 2 (lab): utilisation" in shown
-    assert "1 own; 1 problems" in shown
+    assert "0 good rows, 1 own; 1 problem\n" in shown
 
 
 def test_import_keeps_the_good_rows_and_exits_1_for_the_others(
@@ -128,7 +128,7 @@ def test_import_keeps_the_good_rows_and_exits_1_for_the_others(
     assert main([*command, "--out", "more.csv"]) == 1
     shown = capsys.readouterr().out
     assert "lines 3-7: bad-0 on_demand, bad-1 on_demand, bad-2 on_demand and 2 more: price 0" in shown
-    assert "1 prices added; 5 rejected" in shown
+    assert "1 price added; 5 rejected" in shown
     assert main(["prices", "list", "--prices", "more.csv", "--provider", "gcp", "--accelerator", "L4"]) == 0
     assert "gcp/g2-x/r1/on_demand" in capsys.readouterr().out
     source.write_text(GPUHUNT + good)
@@ -143,6 +143,13 @@ def test_import_keeps_the_good_rows_and_exits_1_for_the_others(
     ("arguments", "says"),
     [
         (["list", "--on", "yesterday"], "--on"),
+        (["list", "--on", "20260101"], "--on"),
+        (["list", "--prices", "/dev/urandom"], "no regular file"),
+        (["check", "/dev/urandom"], "no regular file"),
+        (
+            ["import", "--from", "gpuhunt", "a.csv", "--provider", "x", "--as-of", "2999-01-01"],
+            "--as-of 2999-01-01 is in the future",
+        ),
         (["list", "--accelerator", "abacus"], "no price fits"),
         (["list", "--prices", "/nowhere.toml"], "/nowhere.toml"),
         (["check", "/nowhere.csv"], "/nowhere.csv"),
@@ -187,3 +194,32 @@ def test_it_imports_nothing_heavy() -> None:
         done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stderr.strip() == "[]"
+
+
+def test_an_import_into_a_place_that_is_no_folder_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gcp.csv").write_text(GPUHUNT + "g2-x,r1,1.2,8,32,1,L4,24,False\n")
+    command = [
+        "prices",
+        "import",
+        "--from",
+        "gpuhunt",
+        "gcp.csv",
+        "--provider",
+        "gcp",
+        "--as-of",
+        "2026-08-20",
+    ]
+    assert main([*command, "--out", "gcp.csv/x.csv"]) == 2
+    assert capsys.readouterr().err == "error: gcp.csv/x.csv: cannot be written: Not a directory\n"
+
+
+def test_one_row_is_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = CATALOGUE.read_text().splitlines(keepends=True)
+    (tmp_path / "one.csv").write_text("".join(rows[:2]))
+    assert main(["prices", "check", "one.csv"]) == 0
+    assert "1 good row (" in capsys.readouterr().out
+    (tmp_path / "prices.toml").write_text(OWN)
+    assert main(["prices", "list", "--provider", "own"]) == 0
+    assert "\n1 price; A:" in capsys.readouterr().out

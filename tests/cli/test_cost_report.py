@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -67,11 +68,14 @@ def test_it_writes_a_file_and_says_so(
     command: Command, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("report", "--format", "json", "--out", "r.json") == 0
-    assert capsys.readouterr().out == "r.json: 1 runs, json\n"
+    assert capsys.readouterr().out == "r.json: 1 run, json\n"
     [run] = json.loads(Path("r.json").read_text())["runs"]
     assert Decimal(run["usd"]) == 1
-    with pytest.raises(ConfigError, match=r"--out absent/r\.json"):
-        command("report", "--out", "absent/r.json")
+    assert command("report", "--out", "absent/too/r.txt") == 0
+    assert "my-run" in Path("absent/too/r.txt").read_text(encoding="utf-8")
+    for wrong in ("r.json/r.txt", "absent"):  # below a file; a folder
+        with pytest.raises(ConfigError, match=f"--out {wrong}: "):
+            command("report", "--out", wrong)
 
 
 def test_repricing_is_asked_for_and_stores_nothing(
@@ -107,6 +111,54 @@ def test_a_terminal_that_knows_ascii_only_is_no_reason_to_fail(
     assert command("report") == 0
     sys.stdout.flush()
     assert b"$77,414.40" in raw.getvalue()
+    assert command("report", "--format", "csv", "--out", "r\u00e9\x1b[2J.csv") == 0
+    assert command("audit") == 0
+    sys.stdout.flush()
+    assert b"r??[2J.csv: 1 run, csv" in raw.getvalue()
+    assert b"\x1b" not in raw.getvalue()
+
+
+def test_a_closed_standard_output_is_no_reason_to_fail(
+    command: Command, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert command("report") == 0
+    assert command("report", "--out", "r.txt") == 0
+    assert command("audit") == 0
+
+
+def test_a_folder_whose_name_is_no_text_is_reported_in_every_format(
+    command: Command, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"bad\xff\x1bname")
+    Run(workspace / "runs" / name).attempt("a", [("train", 10)], lineage="bad")
+    for form in FORMATS:
+        assert command("report", "--format", form, "--out", f"{form}.out") == 0
+        assert command("report", f"runs/{name}", "--format", form, "--out", f"{name}/{form}") == 0
+    assert command("audit") == 0
+    shown = capsys.readouterr().out
+    assert "2 runs" in shown
+    assert "\x1b" not in shown
+    shown.encode()
+
+
+def test_a_ledger_that_cannot_be_read_is_said_by_report_and_audit(
+    command: Command, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = workspace / "runs/lost/cost/a/0.jsonl"
+    lost.parent.mkdir(parents=True)
+    lost.write_text("this is\nno ledger\n", encoding="utf-8")
+    assert command("report") == 0
+    assert "1 ledger could not be read: runs/lost/cost/a/0.jsonl (" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert command("audit") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("1 run in runs: >= $1.00\n")
+    assert "1 ledger could not be read: runs/lost/cost/a/0.jsonl" in " ".join(shown.split())
+    assert command("audit", "--strict") == 1
+    lost.unlink()
+    assert command("audit", "--strict") == 0
 
 
 def test_a_folder_that_is_not_there_is_one_clear_error(command: Command, workspace: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from decimal import Decimal
@@ -13,7 +14,7 @@ import pytest
 from ssmke.cost.audit import Finding, of_report, of_run, shared_nodes
 from ssmke.cost.ledger.usage import HOUR_NS, Usage
 from ssmke.cost.probes.probe import Sample
-from ssmke.cost.report import RunReport, report
+from ssmke.cost.report import RunReport, Unread, report
 from tests.cost.simulated import SECOND, Run, Training
 
 COUNTER = [{"GPU-0": Sample(mj=1_500_000 * i)} for i in range(3000)]
@@ -116,15 +117,38 @@ def test_a_killed_attempt_and_what_was_redone_are_told(tmp_path: Path) -> None:
     training.attempt("a", 43.0)
     training.attempt("b", None)
     found = of_run(_only(tmp_path))
-    assert "1 of 2 attempts have no end" in _warned(found)
+    assert "1 of 2 attempts has no end" in _warned(found)
     assert "of the lineage's device-hours are not in the result (redone" in _told(found)
 
 
 def test_one_open_attempt_at_the_end_may_still_be_running(tmp_path: Path) -> None:
     Run(tmp_path / "r").attempt("a", [("train", 60)], close=None)
     found = of_run(_only(tmp_path))
-    assert "have no end" in _told(found)
-    assert "have no end" not in _warned(found)
+    assert "1 of 1 attempt has no end" in _told(found)
+    assert "no end" not in _warned(found)
+
+
+def test_a_ledger_without_devices_is_a_warning(tmp_path: Path) -> None:
+    run = Run(tmp_path / "r", price="3.6")
+    run.attempt("a", [("train", 100)])
+    run.attempt("b", [("train", 100)])
+    [ledger] = (tmp_path / "r/cost/a").glob("*.jsonl")
+    text = ledger.read_text(encoding="utf-8")
+    ledger.write_text(re.sub(r'"devices":\[.*?\]', '"devices":[]', text), encoding="utf-8")
+    found = _only(tmp_path)
+    warned = _warned(of_run(found))
+    assert "device-hours: 1 of 2 attempts lists no device: 0.02778 node-hours ($0.1000) are paid" in warned
+    assert "lists no device" not in _told(of_run(replace(found, attempts=found.attempts[1:])))
+
+
+def test_ledgers_that_could_not_be_read_are_a_warning(tmp_path: Path) -> None:
+    found = report(tmp_path)
+    assert "could not be read" not in _told(of_report(found))
+    found = replace(found, unread=(Unread(Path("a/b.jsonl"), "Permission denied"),))
+    first = of_report(found)[0]
+    assert first.severity == "warn"
+    assert first.text.startswith("1 ledger could not be read: a/b.jsonl (Permission denied)")
+    assert "lower bound" in first.text
 
 
 def test_unexplained_time_and_clock_jumps_are_told(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import shutil
 from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +17,7 @@ from ssmke.cost.dashboard import page_of, run_page, workspace_page
 from ssmke.cost.dashboard.spending import spending
 from ssmke.cost.ledger.reader import read_series
 from ssmke.cost.probes.probe import Sample
-from ssmke.cost.report import Report, RunReport, report
+from ssmke.cost.report import Report, RunReport, Unread, report
 from tests.cost.simulated import SECOND, Run
 
 HOSTILE = '<script>alert(1)<\\script>"onmouseover="x()\'&lt;=cmd'
@@ -107,6 +108,32 @@ def test_a_workspace_page_shows_all_runs_and_says_that_it_is_a_lower_bound(works
     for expected in ("≥ $0.1064", "first", "alert(1)", "all runs", "1 of 2 runs", "small val", "S-SMKE"):
         assert expected in page.text, expected
     assert "unknown" in page.text
+
+
+def test_ledgers_that_could_not_be_read_make_every_sum_a_lower_bound(workspace: Path) -> None:
+    other = next(p for p in workspace.iterdir() if p.name == "group")
+    shutil.rmtree(other)
+    whole = report(workspace)
+    assert "could not be read" not in Checked(page_of(workspace, whole)).text
+    assert "≥" not in Checked(page_of(workspace, whole)).text.split("Beside published")[0]
+    partly = dataclasses.replace(whole, unread=(Unread(Path("x/<b>.jsonl"), "Permission denied"),))
+    page = Checked(page_of(workspace, partly))
+    assert "1 ledger could not be read: x/<b>.jsonl (Permission denied)" in page.text
+    assert "≥ $0.1064" in page.text
+    alone = Checked(page_of(workspace / "first", dataclasses.replace(partly, root=workspace / "first")))
+    assert "1 ledger could not be read" in alone.text
+    assert "≥ $0.1064" in alone.text
+    none = Checked(page_of(workspace, dataclasses.replace(partly, runs=())))
+    assert "No readable run" in none.text
+    assert "1 ledger could not be read" in none.text
+
+
+def test_the_sums_below_the_runs_are_lower_bounds_too(found: Report) -> None:
+    first = next(r for r in found.runs if r.name == "first")
+    twice = (first, dataclasses.replace(first, name="second", lineage="second"))
+    unread = (Unread(Path("x"), "gone"),)
+    foot = workspace_page(dataclasses.replace(found, runs=twice, unread=unread)).split("<tfoot>")[1]
+    assert Checked("<table><tfoot>" + foot.split("</table>")[0] + "</table>").text.count("≥") == 4
 
 
 def test_hostile_names_stay_text_and_stay_readable(found: Report) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 from dataclasses import replace
 from decimal import Decimal
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from hypothesis import strategies as st
 
 from ssmke.cost.prices.file import load_prices
 from ssmke.cost.probes.probe import Sample
-from ssmke.cost.render import FORMATS, content, focus, html, latex, markdown, render, table
+from ssmke.cost.render import FORMATS, focus, html, latex, markdown, parts, render, table
 from ssmke.cost.render import csv as flat
-from ssmke.cost.report import Report, report
+from ssmke.cost.report import Report, Unread, report
 from ssmke.errors import ConfigError
 from tests.cost.simulated import SECOND, Run, Training
 
@@ -88,11 +89,30 @@ def test_own_runs_come_first_and_what_is_wrong_with_others_last(workspace: Path)
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("width", [80, 100, 140])
+@pytest.mark.parametrize("width", [60, 61, 72, 80, 90, 100, 140])
 def test_the_table_fits_the_terminal(workspace: Path, width: int) -> None:
+    Run(workspace / "実験実験実験/長い名前" / ("x" * 40)).attempt(
+        "a", [(f"phase-{i}-{'long' * 3}", 1) for i in range(12)], lineage="wide"
+    )
     lines = render(report(workspace), "table", width=width).splitlines()
-    assert max(map(table.cells, lines)) <= max(width, 100)  # below 100 the numbers keep their room
+    assert max(map(table.cells, lines)) <= width
     assert not any(line != line.rstrip() for line in lines)
+
+
+def test_a_narrow_table_keeps_dollars_and_names_what_it_left_out(workspace: Path) -> None:
+    shown = render(report(workspace), "table", width=80)
+    [head] = [line for line in shown.splitlines() if line.startswith("run ") and "lineage" in line]
+    assert "params" not in head
+    [row] = [line for line in shown.splitlines() if line.startswith("first  ") and "[1]" in line]
+    assert "$0.129" in row
+    assert "No room for params, pairs/$: widen the terminal" in " ".join(shown.split())
+    assert "No room" not in render(report(workspace), "table", width=100)
+
+
+def test_what_cannot_be_narrowed_is_stacked_and_complete(workspace: Path) -> None:
+    shown = " ".join(render(report(workspace), "table", width=60).split())
+    assert "CLIP (ViT-L/14) params 428M pairs 400M device-h 73,728 as cited $77,414.40 [1]" in shown
+    assert "cheapest spot no spot price known" in shown
 
 
 def test_a_row_says_what_a_run_cost(workspace: Path) -> None:
@@ -125,8 +145,68 @@ def test_attempts_and_waste_are_shown_where_there_are_few_runs(workspace: Path) 
     shown = render(report(workspace), "table", width=140)
     assert re.search(r"first 1 +no end +0 to 2", shown)
     assert re.search(r"first 2 +finished +1 to 4", shown)
-    assert "1 pairs were processed again" in shown
+    assert "1 pair was processed again" in shown
     assert "R@1 50.0 image to text, 30.0 text to image on val" in shown
+
+
+@pytest.mark.parametrize("form", LAID_OUT)
+def test_nothing_wasted_is_a_dash_and_not_unknown(tmp_path: Path, form: str) -> None:
+    Run(tmp_path / "clean").attempt("a", [("train", 3600)])
+    lost = Run(tmp_path / "lost")
+    lost.clock.ns += 10**15
+    lost.attempt("a", [("train", 3600)], close="failed", lineage="lost")
+    own = render(report(tmp_path), form).split("Published runs")[0].replace("\\", "")
+    # A line a row; HTML has its cells between tags.
+    cells = [re.sub(r"<[^>]*>|[|&]", " ", line).split() for line in own.splitlines()]
+    [clean], [lost_row] = (
+        [c for c in cells if c and c[0] == name and len(c) < 6] for name in ("clean", "lost")
+    )
+    assert clean == ["clean", "100.0", "%", "-"]
+    assert lost_row == ["lost", "100.0", "%", "$0.690"]
+    [lost_row] = [c for c in cells if c and c[0] == "lost" and len(c) > 6]
+    assert lost_row[5:7] == ["-", "$0.690"]  # nothing of it is in a result, and that is known
+    data = {r["name"]: r for r in json.loads(render(report(tmp_path), "json"))["runs"]}
+    assert (data["clean"]["usd_wasted"], data["lost"]["usd_final"]) == ("0", "0")
+
+
+UNREAD = (Unread(Path("runs/a\x1b[2J/1.jsonl"), "Permission denied"), Unread(Path("runs/b.jsonl"), "<torn>"))
+
+
+@pytest.mark.parametrize("form", LAID_OUT)
+def test_ledgers_that_could_not_be_read_are_named_and_make_the_sum_a_lower_bound(
+    tmp_path: Path, form: str
+) -> None:
+    Run(tmp_path / "r").attempt("a", [("train", 3600)])
+    found = report(tmp_path)
+    assert "could not be read" not in render(found, form)
+    shown = render(replace(found, unread=UNREAD), form)
+    plain = unescape(" ".join(shown.replace("\\textgreater{}", ">").replace("\\", "").split()))
+    assert "2 ledgers could not be read: runs/a" in plain
+    assert "(Permission denied); runs/b.jsonl (" in plain
+    assert "torn" in plain
+    assert "<torn>" not in shown or form == "table"
+    assert "\x1b" not in shown
+    assert ">= $0.690" in plain.replace("$$", "$")
+    assert ">= 1" in plain
+    one = render(replace(found, runs=(), unread=UNREAD[1:]), form).replace("\n", " ")
+    assert "1 ledger could not be read" in " ".join(one.split())
+    assert "No runs with a readable cost ledger" in " ".join(one.split())
+
+
+def test_json_lists_every_ledger_that_could_not_be_read(tmp_path: Path) -> None:
+    Run(tmp_path / "r").attempt("a", [("train", 3600)])
+    found = report(tmp_path)
+    data = json.loads(render(found, "json"))
+    assert (data["unread"], data["project"]["usd_is_lower_bound"]) == ([], False)
+    data = json.loads(render(replace(found, unread=UNREAD), "json"))
+    assert data["unread"][1] == {"path": "runs/b.jsonl", "why": "<torn>"}
+    assert data["project"]["usd_is_lower_bound"] is True
+    many = tuple(Unread(Path(f"{i:03}.jsonl"), "gone") for i in range(100))
+    assert len(json.loads(render(replace(found, unread=many), "json"))["unread"]) == 100
+    shown = render(replace(found, unread=many), "table")
+    assert "100 ledgers" in shown
+    assert "and 90 more" in " ".join(shown.split())
+    assert "099.jsonl" in render(replace(found, unread=many), "table", full=True)
 
 
 def test_of_many_runs_the_newest_are_shown_and_all_are_summed(workspace: Path) -> None:
@@ -349,7 +429,7 @@ def test_html_text_opens_nothing(text: str) -> None:
     assert not re.search(r"[<>\"']|&(?!(amp|lt|gt|quot|#x27);)", html.escaped(text))
 
 
-_COLUMNS = (content.Column("name", right=False), content.Column("n"))
+_COLUMNS = (parts.Column("name", right=False), parts.Column("n"))
 
 
 @given(
@@ -357,7 +437,7 @@ _COLUMNS = (content.Column("name", right=False), content.Column("n"))
     st.integers(30, 90),
 )
 def test_a_table_loses_no_text_and_fits(rows: list[tuple[str, str]], width: int) -> None:
-    lines = table.lines_of(content.Table(_COLUMNS, tuple(rows)), width)
+    lines = table.lines_of(parts.Table(_COLUMNS, tuple(rows)), width)
     assert all(table.cells(line) <= width for line in lines)
     shown = "".join("".join(lines[2:]).split())
     for c in table.printable("".join(a + b for a, b in rows)):
@@ -366,7 +446,7 @@ def test_a_table_loses_no_text_and_fits(rows: list[tuple[str, str]], width: int)
 
 def test_wide_names_still_line_up() -> None:
     rows = (("実験", "1"), ("abcd", "22"), ("é́x", "3"))
-    lines = table.lines_of(content.Table(_COLUMNS, rows), 80)[2:]
+    lines = table.lines_of(parts.Table(_COLUMNS, rows), 80)[2:]
     assert {table.cells(line) for line in lines} == {table.cells(lines[0])}
 
 

@@ -18,7 +18,7 @@ from ssmke.data.augmentation import AugmentationConfig, canonical_box, render, v
 from ssmke.data.dataset import ImageTextShards
 from ssmke.data.decode import decode_image
 from ssmke.data.shards import file_sha256
-from ssmke.errors import BadSample, ConfigError, TargetCacheError
+from ssmke.errors import BadSample, ConfigError, DataError, TargetCacheError
 from ssmke.models.teachers import Teacher, TeacherConfig, build_teacher
 from ssmke.targets.build import build_targets
 from ssmke.targets.cache import CacheIdentity, TargetCache, TargetsConfig, cache_dir, rows_path
@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_finished_shards_and_names_the_file(
         return write(writer, data)
 
     monkeypatch.setattr(HashingWriter, "write", full)
-    with pytest.raises(TargetCacheError, match=r"test-00001\.npy.*[Nn]o space left"):
+    with pytest.raises(DataError, match=r"test-00001\.npy.*[Nn]o space left"):
         build_targets(copied, teacher, identity, AUGMENTATION, CONFIG)
     monkeypatch.undo()
     resumed = build_targets(copied, teacher, identity, AUGMENTATION, CONFIG)

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssmke.cli.cost.folder import add_folder, add_prices
-from ssmke.cli.cost.report import read, write
+from ssmke.cli.cost.report import read
+from ssmke.cli.cost.terminal import write
 from ssmke.cost.audit import WARN, Finding, of_report, of_run, shared_nodes
 from ssmke.cost.render import WIDTH
-from ssmke.cost.render.numbers import money
+from ssmke.cost.render.numbers import counted, money
 from ssmke.cost.render.table import printable
 from ssmke.cost.report import Report
 
@@ -28,12 +29,16 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add_folder(parser)
     add_prices(parser)
     parser.add_argument("--format", choices=("table", "json"), default="table", dest="form")
-    parser.add_argument("--strict", action="store_true", help="exit code 1 if a run has a warning")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit code 1 if a run has a warning or a ledger could not be read",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the findings; exit code 0, with --strict 1 if a run has a warning."""
+    """Prints the findings; exit code 0, with --strict 1 if a run has a warning or a ledger could not be read."""
     report = read(arguments)
     shared = shared_nodes(report.runs)
     by_run = {r.lineage: (*shared.get(r.lineage, ()), *of_run(r, report.baselines)) for r in report.runs}
@@ -43,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         width = max(shutil.get_terminal_size((WIDTH, 24)).columns, 60)
         write("\n".join(_lines(report, by_run, width)) + "\n")
     warned = any(f.severity == WARN for found in by_run.values() for f in found)
-    return 1 if arguments.strict and warned else 0
+    return 1 if arguments.strict and (warned or report.unread) else 0
 
 
 def _lines(report: Report, by_run: Mapping[str, Sequence[Finding]], width: int) -> list[str]:
@@ -52,10 +57,11 @@ def _lines(report: Report, by_run: Mapping[str, Sequence[Finding]], width: int) 
     for lineage, found in by_run.items():
         for finding in found:
             holders.setdefault(finding, []).append(names[lineage])
-    usd = money(report.project.usd, partial=report.project.usd_partial and report.project.usd is not None)
-    lines = [f"{len(report.runs):,} runs in {printable(str(report.root))}: {usd}"]
+    usd = money(report.project.usd, partial=report.project.usd_partial or bool(report.unread))
+    lines = [f"{counted(len(report.runs), 'run')} in {printable(str(report.root))}: {usd}"]
     if not report.runs:
-        lines = [f"No runs with a cost ledger were found below {printable(str(report.root))}."]
+        readable = "readable " if report.unread else ""
+        lines = [f"No runs with a {readable}cost ledger were found below {printable(str(report.root))}."]
     for severity, title in ((WARN, "Warnings"), ("info", "Assumptions")):
         chosen = [(f, who) for f, who in holders.items() if f.severity == severity]
         if chosen:

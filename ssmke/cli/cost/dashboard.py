@@ -47,34 +47,33 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Writes the page, logs it where there is a store, and says how to look at it; exit code 0."""
     from ssmke.cli.cost.report import read
+    from ssmke.cli.cost.terminal import say
     from ssmke.cost.dashboard import FILE, page_of
+    from ssmke.cost.render.numbers import counted
 
     if arguments.no_tracking and arguments.tracking_uri:
         raise ConfigError("--no-tracking and --tracking-uri contradict each other: give one of them")
     folder = folder_of(arguments)
-    found = read(arguments)
     out: Path = arguments.out or folder / FILE
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {out}: the page is HTML, so call it .html")
+    uri = None if arguments.no_tracking else _uri(arguments.tracking_uri, folder)
+    found = read(arguments)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page_of(folder, found), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
-    runs = f"{len(found.runs):,} {'run' if len(found.runs) == 1 else 'runs'}"
-    print(f"page        {out.resolve()} ({runs})")
-    if not arguments.no_tracking:
-        _publish(arguments, folder, found, out)
+    say(f"page        {out.resolve()} ({counted(len(found.runs), 'run')})")
+    if uri is not None:
+        _publish(arguments, folder, found, out, uri)
+    elif not arguments.no_tracking:
+        say(f"MLflow      no {DATABASE} in or above {folder}: give --tracking-uri to log the page there too")
     return 0
 
 
-def _publish(arguments: argparse.Namespace, folder: Path, found: Report, page: Path) -> None:
-    uri = _uri(arguments.tracking_uri, folder)
-    if uri is None:
-        print(
-            f"MLflow      no {DATABASE} in or above {folder}: give --tracking-uri to log the page there too"
-        )
-        return
+def _publish(arguments: argparse.Namespace, folder: Path, found: Report, page: Path, uri: str) -> None:
+    from ssmke.cli.cost.terminal import say
     from ssmke.cost.dashboard import is_run
     from ssmke.tracking.standing import publish_run, publish_workspace
 
@@ -88,10 +87,10 @@ def _publish(arguments: argparse.Namespace, folder: Path, found: Report, page: P
         where = publish_workspace(
             page, uri=uri, experiment=arguments.experiment, artifacts=folder / "mlartifacts", metrics=metrics
         )
-    print(f"MLflow      logged to run {where.run_id} of experiment {where.experiment_id}")
+    say(f"MLflow      logged to run {where.run_id} of experiment {where.experiment_id}")
     if where.command is not None:
-        print(f"to look     {where.command}")
-    print(f"            {where.address}")
+        say(f"to look     {where.command}")
+    say(f"            {where.address}")
 
 
 def _uri(given: str | None, folder: Path) -> str | None:

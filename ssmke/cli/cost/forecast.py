@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 PUBLISHED_PAIRS = 3_264_868
 """Pairs of an epoch of the published run, for a hint only."""
+MOST_PAIRS, MOST_EPOCHS, MOST_DEVICES = 1e15, 1e6, 1e5
+"""What no run comes near: larger numbers are mistakes, and would overflow."""
 TEXT_TOKENS = 13.0
 """Mean caption of the published pairs, as the specification of the model counts it."""
 
@@ -117,10 +120,14 @@ def forecast(arguments: argparse.Namespace) -> Estimate:
     devices = arguments.devices
     if devices is None:
         devices = 1 if like is None else devices_of(like)
-    if devices < 1:
-        raise ConfigError(f"--devices {devices}: must be at least 1")
+    check_count("--devices", devices, MOST_DEVICES)
     if arguments.device is None:
-        if like is None or arguments.pairs_per_second is not None:
+        if like is not None and arguments.pairs_per_second is not None:
+            raise ConfigError(
+                "--device is missing: on which hardware was --pairs-per-second measured? e.g. --device H100 (or leave "
+                f"out --pairs-per-second: {like.name} has a rate of its own)"
+            )
+        if like is None:
             raise ConfigError(
                 "--device is missing: name the hardware, e.g. --device H100 (or --like a measured run)"
             )
@@ -129,7 +136,7 @@ def forecast(arguments: argparse.Namespace) -> Estimate:
         return plan.like(work, like, None, devices, plan.rent_of(like, devices), dtype=arguments.dtype)
     spec, remark = named(arguments.device)
     work = _noting(work, remark)
-    if arguments.tier == "spot" or (arguments.price or "").endswith("/spot"):
+    if is_spot(arguments):
         work = _noting(work, "interruptions of a spot instance are not in it")
     price = rent(
         catalogue_of(arguments),
@@ -147,20 +154,31 @@ def forecast(arguments: argparse.Namespace) -> Estimate:
     mfu = plan.MFU
     if arguments.mfu is not None:
         low, high = arguments.mfu
-        if not 0 < low <= high <= 1:
-            raise ConfigError(
-                f"--mfu {low:g} {high:g}: must be two shares between 0 and 1, the lower one first"
-            )
+        plan.check_mfu(low, high)
         mfu = Interval.between(low, high)
     return plan.at_peak(work, spec, devices, price, dtype=arguments.dtype or "bf16", mfu=mfu)
 
 
 def check_price_choice(arguments: argparse.Namespace) -> None:
     """ConfigError if a price is both chosen and looked for."""
-    if arguments.price and (arguments.provider or arguments.region or arguments.tier):
+    chosen = (arguments.price or "auto").strip() != "auto"
+    if chosen and (arguments.provider or arguments.region or arguments.tier):
         raise ConfigError(
             "--price says all; leave out --provider, --region and --tier (or write them into it)"
         )
+
+
+def check_count(name: str, number: int, most: float) -> None:
+    """ConfigError for a number of things that cannot be; ``name`` says which."""
+    if not 1 <= number <= most:
+        digits = str(number)
+        shown = digits if len(digits) <= 20 else f"{digits[:6]}... ({len(digits)} digits)"
+        raise ConfigError(f"{name} {shown}: must be at least 1, and at most {most:g}")
+
+
+def is_spot(arguments: argparse.Namespace) -> bool:
+    """Whether the price that was asked for is one of hardware that can be taken away."""
+    return arguments.tier == "spot" or (arguments.price or "").strip().endswith("/spot")
 
 
 def one_run(folder: Path) -> RunReport:
@@ -180,11 +198,14 @@ def one_run(folder: Path) -> RunReport:
 
 def _work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
     from ssmke.cost.estimates.plan import Work
+    from ssmke.cost.prices.words import counted
 
-    for flag in ("pairs", "epochs", "images"):
+    for flag, most in (("pairs", MOST_PAIRS), ("epochs", MOST_EPOCHS), ("images", MOST_PAIRS)):
         value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{flag} {value}: must be at least 1")
+        if value is not None:
+            check_count(f"--{flag}", value, most)
+    if arguments.text_tokens is not None and not 0 <= arguments.text_tokens < math.inf:
+        raise ConfigError(f"--text-tokens {arguments.text_tokens:g}: must be a number, 0 or more")
     if arguments.recipe is not None:
         return _recipe_work(arguments, like)
     if like is None:
@@ -196,12 +217,15 @@ def _work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
     name = str(like.facts.get("recipe") or like.name)
     pairs, _, whence = _size(arguments, like, name, None)
     epochs = arguments.epochs or _epochs_of(like)
-    return Work(name, pairs * epochs, reasons=(f"{epochs} epochs of {pairs:,} pairs ({whence})",))
+    return Work(
+        name, pairs * epochs, reasons=(f"{counted(epochs, 'epoch')} of {counted(pairs, 'pair')} ({whence})",)
+    )
 
 
 def _recipe_work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
     from ssmke.cost.efficiency.flops import per_pair
     from ssmke.cost.estimates.plan import Work
+    from ssmke.cost.prices.words import counted
     from ssmke.models.shapes import shapes_of_recipe
     from ssmke.recipes import parse_recipe
 
@@ -209,7 +233,8 @@ def _recipe_work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
     recipe = parse_recipe(["--recipe", arguments.recipe, *fields], "ssmke-cost forecast --set")
     pairs, images, whence = _size(arguments, like, recipe.name, recipe)
     epochs = arguments.epochs or recipe.optim.epochs
-    reasons = [f"{epochs} epochs of {pairs:,} pairs ({whence})"]
+    check_count("optim.epochs", epochs, MOST_EPOCHS)
+    reasons = [f"{counted(epochs, 'epoch')} of {counted(pairs, 'pair')} ({whence})"]
     if arguments.pairs_per_second is not None:
         return Work(recipe.name, pairs * epochs, reasons=tuple(reasons))
     shapes = shapes_of_recipe(recipe)
@@ -226,10 +251,12 @@ def _recipe_work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
     )
     cache = 0.0
     if shapes.cached_teacher:
+        check_count("targets.views", recipe.targets.views, MOST_EPOCHS)
         cache = shapes.cached_teacher * (images or pairs) * recipe.targets.views
         reasons.append(
-            f"the target cache takes {shapes.cached_teacher / 1e9:.3g} GFLOP for each of {images or pairs:,} images x "
-            f"{recipe.targets.views} views{'' if images else ' (an image a pair at most)'}"
+            f"the target cache takes {shapes.cached_teacher / 1e9:.3g} GFLOP for each of "
+            f"{counted(images or pairs, 'image')} x {counted(recipe.targets.views, 'view')}"
+            f"{'' if images else ' (an image a pair at most)'}"
         )
     return Work(recipe.name, pairs * epochs, flops.total, cache, tuple(reasons))
 
@@ -241,7 +268,7 @@ def _size(
     if arguments.pairs is not None:
         return arguments.pairs, arguments.images, "--pairs"
     noted = None if like is None else like.facts.get("pairs_per_epoch")
-    if like is not None and isinstance(noted, int) and noted > 0:
+    if like is not None and isinstance(noted, int) and 0 < noted <= MOST_PAIRS:
         return noted, arguments.images, f"as {like.name} had"
     if recipe is not None and all(Path(folder).is_dir() for folder in recipe.data.shards):
         from ssmke.data.dataset import ImageTextShards
@@ -255,12 +282,14 @@ def _size(
 
 
 def _text_tokens(arguments: argparse.Namespace, like: RunReport | None) -> tuple[float, str]:
+    from ssmke.cost.estimates.whatif import positive
+
     if arguments.text_tokens is not None:
         return arguments.text_tokens, ""
     noted = {} if like is None else like.facts.get("efficiency")
-    value = noted.get("text_tokens_per_pair") if isinstance(noted, dict) else None
-    if like is not None and isinstance(value, (int, float)) and value > 0:
-        return float(value), f" as in {like.name}"
+    value = positive(noted.get("text_tokens_per_pair")) if isinstance(noted, dict) else None
+    if like is not None and value is not None:
+        return value, f" as in {like.name}"
     return TEXT_TOKENS, ""
 
 
@@ -270,7 +299,7 @@ def _epochs_of(like: RunReport) -> int:
         epochs = json.loads((like.path / "recipe.json").read_text(encoding="utf-8"))["optim"]["epochs"]
     except (OSError, ValueError, KeyError, TypeError):
         epochs = None
-    if not isinstance(epochs, int) or epochs < 1:
+    if not isinstance(epochs, int) or not 1 <= epochs <= MOST_EPOCHS:
         raise ConfigError(f"--epochs is missing, and {like.path / 'recipe.json'} does not tell")
     return epochs
 

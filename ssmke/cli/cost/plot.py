@@ -32,9 +32,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the figure and says which points are on the front; exit code 0."""
-    from ssmke.cli.cost.report import read, write
+    from ssmke.cli.cost.report import read
+    from ssmke.cli.cost.terminal import say
     from ssmke.cost.charts.plot import check_format, plot
-    from ssmke.cost.charts.svg import printable
     from ssmke.cost.published.pareto import panels
     from ssmke.cost.render.numbers import money
 
@@ -53,5 +53,6 @@ def run(arguments: argparse.Namespace) -> int:
         lines.append(
             f"{panel.test.title}: nobody is better for less than {front or 'none with both numbers known'}"
         )
-    write("\n".join(printable(line) for line in lines) + "\n")
+    for line in lines:
+        say(line)
     return 0

@@ -17,8 +17,10 @@ from ssmke.cost.prices import catalogue as prices
 from ssmke.cost.prices import imports as price_import
 from ssmke.cost.prices import sources as price_sources
 from ssmke.cost.prices.catalogue import Catalogue, Price
+from ssmke.cost.prices.days import iso_day, refuse_future, today_utc
 from ssmke.cost.prices.file import read_prices
 from ssmke.cost.prices.imports import Rejection
+from ssmke.cost.prices.words import counted
 from ssmke.errors import ConfigError
 
 _HEAD = ("--cost.price", "what", "USD/h", "USD/GPU-h", "as of", "confidence")
@@ -92,7 +94,7 @@ def _list(arguments: argparse.Namespace) -> int:
         return 0
     _print_table([_HEAD, *(cells for cells, _ in rows)])
     print(
-        f"{len(rows)} prices; A: the provider's own list, dated; B: cited, catalogued or your own; "
+        f"{counted(len(rows), 'price')}; A: the provider's own list, dated; B: cited, catalogued or your own; "
         "C: undated or a median."
     )
     return 0
@@ -143,14 +145,15 @@ def _check(arguments: argparse.Namespace) -> int:
     dates = sorted(p.as_of for p in found.prices if p.as_of is not None)
     span = f", {dates[0]} to {dates[-1]}" if dates else ""
     graded = ", ".join(f"{grades[g]} of confidence {g}" for g in "ABC" if grades[g])
-    others = "".join(
-        f", {len(facts)} {name}"
-        for name, facts in (("own", found.own), ("rates", found.rates), ("lines", found.lines))
+    others = f", {len(found.own)} own" if found.own else ""
+    others += "".join(
+        f", {counted(len(facts), name)}"
+        for name, facts in (("rate", found.rates), ("line", found.lines))
         if facts
     )
     print(
-        f"{arguments.file}: {len(found.prices)} good rows{f' ({graded})' if graded else ''}{span}{others}; "
-        f"{len(problems)} problems"
+        f"{arguments.file}: {counted(len(found.prices), 'good row')}{f' ({graded})' if graded else ''}{span}{others}; "
+        f"{counted(len(problems), 'problem')}"
     )
     return 1 if problems else 0
 
@@ -161,6 +164,11 @@ def _import(arguments: argparse.Namespace) -> int:
             f"--out {arguments.out}: imported prices are written as .csv; prices.toml includes it"
         )
     as_of = None if arguments.as_of == "unknown" else _day(arguments.as_of, "--as-of")
+    if as_of is not None:
+        try:
+            refuse_future("--as-of", as_of, today_utc())
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     found = price_import.import_prices(
         arguments.file,
         arguments.form,
@@ -174,9 +182,9 @@ def _import(arguments: argparse.Namespace) -> int:
         print(f"{_ranges(r.line for r in rejected)}: {', '.join(names[:3])}{more}: {reason}")
     replaced = price_import.write_merged(arguments.out, found.prices) if found.prices else 0
     print(
-        f"{arguments.out}: {len(found.prices)} prices added"
+        f"{arguments.out}: {counted(len(found.prices), 'price')} added"
         f"{f', {replaced} of them in place of older ones' if replaced else ''}; {len(found.rejected)} rejected, "
-        f"{found.repeated} repeated, {found.skipped} machines without GPU left out"
+        f"{found.repeated} repeated, {counted(found.skipped, 'machine')} without GPU left out"
     )
     if found.prices:
         print(f'Use: --prices {arguments.out}, or include = ["{arguments.out.name}"] in your prices.toml')
@@ -203,9 +211,9 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 def _day(text: str, flag: str) -> dt.date:
     try:
-        return dt.date.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"{flag} {text!r} is no date; write it as 2026-07-20") from None
+        return iso_day(text)
+    except ValueError as error:
+        raise ConfigError(f"{flag} {error}") from None
 
 
 def _inert(cell: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from ssmke.cli.cost.folder import add_folder, add_prices, catalogue_of, folder_of
+from ssmke.cli.cost.terminal import say, write
 from ssmke.cost.render import FORMATS, WIDTH, render
+from ssmke.cost.render.numbers import counted
 from ssmke.cost.report import Report, report
 from ssmke.errors import ConfigError
 
@@ -35,16 +36,19 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints or writes the report; exit code 0."""
+    if arguments.out is not None and arguments.out.is_dir():
+        raise ConfigError(f"--out {arguments.out}: is a folder; name a file")
     found = read(arguments)
     shown = render(found, arguments.form, width=_width(), full=arguments.full)
     if arguments.out is None:
         write(shown)
         return 0
     try:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(shown, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out {arguments.out}: cannot be written: {error.strerror}") from error
-    print(f"{arguments.out}: {len(found.runs):,} runs, {arguments.form}")
+    say(f"{arguments.out}: {counted(len(found.runs), 'run')}, {arguments.form}")
     return 0
 
 
@@ -55,12 +59,6 @@ def read(arguments: argparse.Namespace) -> Report:
     )
     today = dt.datetime.now(dt.timezone.utc).date()
     return replace(found, lines=tuple(line.closed(today) for line in found.lines))
-
-
-def write(text: str) -> None:
-    """To standard output, whatever it can encode: a rule or a ± is no reason to fail."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
 
 
 def _width() -> int:

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssmke.cli.cost.folder import catalogue_of
-from ssmke.cli.cost.forecast import add_target, check_price_choice, one_run, show
+from ssmke.cli.cost.forecast import (
+    MOST_DEVICES,
+    add_target,
+    check_count,
+    check_price_choice,
+    is_spot,
+    one_run,
+    show,
+)
 from ssmke.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +50,7 @@ def estimate(arguments: argparse.Namespace) -> Estimate:
     import dataclasses
 
     from ssmke.cost.efficiency.devices import named
-    from ssmke.cost.estimates.whatif import RESTART_LOSS, devices_of, whatif
+    from ssmke.cost.estimates.whatif import devices_of, whatif
     from ssmke.cost.prices.rent import rent
 
     if arguments.device is None:
@@ -51,9 +59,7 @@ def estimate(arguments: argparse.Namespace) -> Estimate:
     measured = one_run(arguments.folder)
     spec, remark = named(arguments.device)
     devices = devices_of(measured) if arguments.devices is None else arguments.devices
-    if devices < 1:
-        raise ConfigError(f"--devices {devices}: must be at least 1")
-    spot = arguments.tier == "spot" or (arguments.price or "").endswith("/spot")
+    check_count("--devices", devices, MOST_DEVICES)
     price = rent(
         catalogue_of(arguments),
         spec,
@@ -70,6 +76,7 @@ def estimate(arguments: argparse.Namespace) -> Estimate:
         rent=price,
         dtype=arguments.dtype,
         pairs_per_second=arguments.pairs_per_second,
-        restart_loss=RESTART_LOSS if arguments.restart_loss is None and spot else arguments.restart_loss,
+        restart_loss=arguments.restart_loss,
+        interruptible=is_spot(arguments),
     )
     return dataclasses.replace(found, reasons=(remark, *found.reasons)) if remark else found

@@ -24,7 +24,7 @@ def page_of(folder: Path, found: Report | None = None) -> str:
     found = found or report(folder)
     if is_run(found):
         [run] = found.runs
-        return run_page(run, read_series(run.path), found.baselines)
+        return run_page(run, read_series(run.path), found.baselines, found.unread)
     newest = sorted(found.runs, key=lambda r: -r.began_wall_ns)[: 2 * MOST_TRACKED]
     series: dict[str, list[Series]] = {run.lineage: read_series(run.path) for run in newest}
     return workspace_page(found, series)

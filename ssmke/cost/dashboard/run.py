@@ -30,13 +30,16 @@ from ssmke.cost.dashboard.words import (
 from ssmke.cost.ledger.reader import Series
 from ssmke.cost.published.baselines import Baseline
 from ssmke.cost.published.pareto import Panel, eval_set_of, panels
-from ssmke.cost.render.numbers import energy, hours, percent
-from ssmke.cost.report import Attempt, RunReport
+from ssmke.cost.render.numbers import counted, energy, hours, percent
+from ssmke.cost.render.own import unread_text
+from ssmke.cost.report import Attempt, RunReport, Unread
 
 _MOST_ATTEMPTS = 30
 
 
-def run_page(run: RunReport, series: Iterable[Series], baselines: Sequence[Baseline]) -> str:
+def run_page(
+    run: RunReport, series: Iterable[Series], baselines: Sequence[Baseline], unread: Sequence[Unread] = ()
+) -> str:
     """One self-contained HTML file about ``run``; ``series`` are its beats (`ledger.read_series`)."""
     over = timeline(run, series)
     recipe = run.facts.get("recipe")
@@ -45,7 +48,8 @@ def run_page(run: RunReport, series: Iterable[Series], baselines: Sequence[Basel
     parts += [devices if run.nodes == 1 else f"{run.nodes} nodes, {devices}"]
     parts += [period(run.began_wall_ns, run.ended_wall_ns), ended(run)]
     body = [
-        _hero(run),
+        _hero(run, more=bool(unread)),
+        warning(unread_text(unread)),
         warning(_lower_bound(run)),
         tiles(_tiles(run)),
         _over_time(run, over),
@@ -64,14 +68,15 @@ def run_page(run: RunReport, series: Iterable[Series], baselines: Sequence[Basel
     )
 
 
-def _hero(run: RunReport) -> str:
+def _hero(run: RunReport, *, more: bool) -> str:
     right = bar(outcome_parts(run.outcomes), "Paid time by what it was good for") + legend(
         outcome_legend(run.outcomes)
     )
     launches = "one attempt" if len(run.attempts) == 1 else f"all {len(run.attempts)} attempts"
     if run.usage.usd is None:
         return hero(f"{hours(run.usage.device_hours)} device-h", f"{launches}; dollars unknown", right)
-    return hero(cost(run.usage), f"paid for {launches}", right)
+    usd = dollars(run.usage.usd, partial=run.usage.usd_partial or more)
+    return hero(usd, f"paid for {launches}", right)
 
 
 def _lower_bound(run: RunReport) -> str:
@@ -233,7 +238,10 @@ def _behind(run: RunReport) -> list[tuple[str, str]]:
     )
     if run.clock_jumps:
         found.append(
-            ("Clock", f"The wall clock was set {run.clock_jumps} times; durations do not depend on it.")
+            (
+                "Clock",
+                f"The wall clock was set {counted(run.clock_jumps, 'time')}; durations do not depend on it.",
+            )
         )
     efficiency = _facts(run, "efficiency")
     if efficiency.get("tflops_per_device") is not None:

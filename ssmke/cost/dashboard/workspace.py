@@ -33,7 +33,8 @@ from ssmke.cost.ledger.outcomes import OUTCOMES
 from ssmke.cost.ledger.reader import Series
 from ssmke.cost.ledger.usage import Usage
 from ssmke.cost.published.pareto import EvalSet, eval_set_of, panels
-from ssmke.cost.render.numbers import energy, hours, percent
+from ssmke.cost.render.numbers import counted, energy, hours, percent
+from ssmke.cost.render.own import unread_text
 from ssmke.cost.report import Report, RunReport
 
 MOST_RUNS = 40
@@ -50,17 +51,18 @@ def workspace_page(report: Report, series: Mapping[str, Sequence[Series]] | None
     outcomes = {o: sum((r.outcomes[o] for r in runs), Usage()) for o in OUTCOMES}
     body = [
         _hero(report, outcomes),
+        warning(unread_text(report.unread)),
         warning(_lower_bound(report)),
         tiles(_tiles(report, outcomes)) if runs else "",
         _over_time(runs, project),
-        _runs(runs, project),
+        _runs(runs, project, more=bool(report.unread)),
         pareto_section(panels(runs, report.baselines)),
         _devices(runs, series or {}),
         published_section(_own(report, runs), report.baselines),
         section("Behind these numbers", "", notes(_behind(report))),
     ]
     until = max((r.ended_wall_ns for r in runs), default=None)
-    sub = f"{len(runs):,} {'run' if len(runs) == 1 else 'runs'} in {escape(report.root.resolve())}"
+    sub = f"{counted(len(runs), 'run')} in {escape(report.root.resolve())}"
     if runs and until is not None:
         sub += f" · {escape(moment(min(r.began_wall_ns for r in runs)))} to {escape(moment(until))} UTC"
     name = report.root.resolve().name or "workspace"
@@ -71,16 +73,23 @@ def workspace_page(report: Report, series: Mapping[str, Sequence[Series]] | None
 
 def _hero(report: Report, outcomes: Mapping[str, Usage]) -> str:
     if not report.runs:
+        if report.unread:
+            return hero("No readable run", "Published runs are below.", "", word=True)
         return hero("No runs yet", "No cost ledger was found here; published runs are below.", "", word=True)
     right = bar(outcome_parts(outcomes), "Paid time by what it was good for") + legend(
         outcome_legend(outcomes)
     )
     usd = report.project_usd
     if usd is None:
-        return hero(f"{hours(report.project.device_hours)} device-h", "all runs; dollars unknown", right)
+        at_least = "≥ " if report.unread else ""
+        return hero(
+            f"{at_least}{hours(report.project.device_hours)} device-h", "all runs; dollars unknown", right
+        )
     extra = ", storage and transfer" if report.lines else ""
     return hero(
-        dollars(usd, partial=report.project.usd_partial), f"all runs with every attempt{extra}", right
+        dollars(usd, partial=report.project.usd_partial or bool(report.unread)),
+        f"all runs with every attempt{extra}",
+        right,
     )
 
 
@@ -90,8 +99,8 @@ def _lower_bound(report: Report) -> str:
         return ""
     partly = len(unpriced) or sum(r.usage.usd_partial for r in report.runs)
     return (
-        f"Paid time without a known price in {partly} of {len(report.runs)} runs: dollars are a lower bound there, "
-        "device-hours are complete. Give a price with --cost.price, or price them again with --reprice."
+        f"Paid time without a known price in {partly} of {counted(len(report.runs), 'run')}: dollars are a lower bound "
+        "there, device-hours are complete. Give a price with --cost.price, or price them again with --reprice."
     )
 
 
@@ -131,12 +140,14 @@ def _tiles(report: Report, outcomes: Mapping[str, Usage]) -> list[Tile]:
             Tile(
                 "Projected, still running",
                 dollars(total),
-                f"{len(going)} unfinished {'run' if len(going) == 1 else 'runs'}, to the end",
+                f"{counted(len(going), 'unfinished run')}, to the end",
             )
         )
     lines = [line.usd for line in report.lines if line.usd is not None]
     if lines:
-        found.append(Tile("Storage and transfer", dollars(sum(lines, Decimal(0))), f"{len(lines)} lines"))
+        found.append(
+            Tile("Storage and transfer", dollars(sum(lines, Decimal(0))), counted(len(lines), "line"))
+        )
     return found
 
 
@@ -161,7 +172,8 @@ def _over_time(runs: Sequence[RunReport], project: Usage) -> str:
     )
 
 
-def _runs(runs: Sequence[RunReport], project: Usage) -> str:
+def _runs(runs: Sequence[RunReport], project: Usage, *, more: bool) -> str:
+    """``more``: there are runs that could not be read, so sums are lower bounds."""
     if not runs:
         return ""
     columns = [
@@ -182,6 +194,8 @@ def _runs(runs: Sequence[RunReport], project: Usage) -> str:
     if len(runs) > 1:
         label = "all runs" if len(shown) == len(runs) else f"all {len(runs):,} runs"
         sums = [hours(project.device_hours), energy(project, unit=False), cost(useful), cost(project)]
+        if more:
+            sums = [s if s.startswith(("≥", ">=", "unknown")) else f"≥ {s}" for s in sums]
         foot = [label, "", "", *(escape(s) for s in sums), "", ""]
     cut = (
         f'<p class="note">The {MOST_RUNS} newest of {len(runs):,} runs; sums are over all. '

@@ -12,7 +12,6 @@ Three ways to the device-hours, in order of trust:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ssmke.cost.efficiency.devices import DeviceSpec, find
@@ -20,14 +19,17 @@ from ssmke.cost.estimates.estimate import Estimate, Interval, estimate
 from ssmke.cost.estimates.whatif import (
     MEASURED_SPREAD,
     TDP_ERROR,
+    check_rate,
     devices_of,
     dtype_of,
+    positive,
     processed_pairs,
     source_of,
     time_ratio,
 )
 from ssmke.cost.ledger.usage import HOUR_NS
 from ssmke.cost.prices.rent import Rent
+from ssmke.cost.prices.words import counted
 from ssmke.cost.report import RunReport
 from ssmke.errors import ConfigError
 
@@ -36,6 +38,7 @@ MFU_WHY = (
     "0.20 is what the published run reached (22.85M pairs in 22.4 RTX 4090-hours: 283 pairs/s x 116 GFLOP, padding and "
     "online teacher included, over 165.2 TFLOP/s), 0.45 what large models reach (PaLM 0.46, Chowdhery et al. 2022)"
 )
+LEAST_MFU = 1e-6
 TRAINING = ("train", "data_wait")
 """Phases that pairs go through; the others happen once, or now and then."""
 
@@ -67,10 +70,7 @@ def at_peak(
         raise ConfigError(
             f"no {dtype} peak is published for {spec.key}: give another --dtype, or --pairs-per-second"
         )
-    if not 0 < mfu.low <= mfu.high <= 1:
-        raise ConfigError(
-            f"--mfu {mfu.low} {mfu.high}: must be two shares between 0 and 1, the lower one first"
-        )
+    check_mfu(mfu.low, mfu.high)
     flops = work.pairs * work.flops_per_pair + work.cache_flops
     hours = mfu.invert() * (flops / (peak * 1e12) / 3600)
     reasons = [
@@ -82,21 +82,29 @@ def at_peak(
     ]
     if devices > 1:
         reasons.append(
-            f"linear scaling to {devices} devices is assumed, communication is not in the interval"
+            f"linear scaling to {devices:,} devices is assumed, communication is not in the interval"
         )
     watts, why = _limit(spec)
     return estimate(_title(work, devices, spec), hours, devices, rent, watts, [*reasons, why])
 
 
+def check_mfu(low: float, high: float) -> None:
+    """ConfigError for what is no pair of shares, or so small that nothing would ever end."""
+    if not LEAST_MFU <= low <= high <= 1:
+        raise ConfigError(
+            f"--mfu {low:g} {high:g}: must be two shares between 0 and 1 ({LEAST_MFU:g} at least), the lower one first"
+        )
+
+
 def at_rate(work: Work, pairs_per_second: float, spec: DeviceSpec, devices: int, rent: Rent) -> Estimate:
     """From a rate of all devices together."""
-    if not (pairs_per_second > 0 and math.isfinite(pairs_per_second)):
-        raise ConfigError(f"--pairs-per-second {pairs_per_second} must be above 0")
+    check_rate(pairs_per_second)
     hours = MEASURED_SPREAD * (work.pairs / pairs_per_second / 3600 * devices)
     watts, why = _limit(spec)
     reasons = [
         *work.reasons,
-        f"{work.pairs:,} pairs at {pairs_per_second:,g} a second on all devices together, as given, 10 % either way",
+        f"{counted(work.pairs, 'pair')} at {pairs_per_second:,g} a second on all devices together, as given, 10 % "
+        "either way",
         "set-up, target cache, evaluations and checkpoints are not in it",
         why,
     ]
@@ -116,7 +124,7 @@ def like(
     share = work.pairs / done
     reasons = [
         *work.reasons,
-        f"{run.name}: {measured:,.4g} device-hours of training and data wait for {done:,} pairs on "
+        f"{run.name}: {measured:,.4g} device-hours of training and data wait for {counted(done, 'pair')} on "
         f"{', '.join(run.devices)}; 10 % either way",
     ]
     train = MEASURED_SPREAD * (measured * share)
@@ -134,9 +142,10 @@ def like(
         )
     beside = sum(ns for name, ns in run.usage.phases.items() if name not in TRAINING) / HOUR_NS
     other = Interval.between(beside, beside * share)
+    times = f"{share:.3g}"
     reasons.append(
-        f"all else took {beside:,.4g} device-hours there (set-up, target cache, evaluation, checkpoints): between as "
-        f"much and {share:.3g} x as much"
+        f"all else took {beside:,.4g} device-hours there (set-up, target cache, evaluation, checkpoints): "
+        + ("as much here" if times == "1" else f"between as much and {times} x as much")
     )
     source = find(run.devices[0]) if len(run.devices) == 1 else None
     if spec is not None and source != spec:
@@ -165,15 +174,15 @@ def rent_of(run: RunReport, devices: int) -> Rent:
 
 def _flops(run: RunReport) -> float | None:
     noted = run.facts.get("efficiency")
-    value = noted.get("flops_per_pair") if isinstance(noted, dict) else None
-    return float(value) if isinstance(value, (int, float)) and value > 0 else None
+    return positive(noted.get("flops_per_pair")) if isinstance(noted, dict) else None
 
 
 def _linear(devices: int, measured_on: int) -> list[str]:
     if devices == measured_on:
         return []
     return [
-        f"{devices} devices for {measured_on}: linear scaling is assumed, communication is not in the interval"
+        f"{counted(devices, 'device')} for {measured_on}: linear scaling is assumed, "
+        "communication is not in the interval"
     ]
 
 

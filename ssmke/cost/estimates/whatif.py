@@ -4,8 +4,8 @@ What a GPU does faster is bounded by two ratios: of the peak arithmetic in the r
 memory bandwidth. Training lies between a run that only computes and one that only moves data, so the two make
 the interval and their geometric mean the point. Only the phases in which the GPU works are scaled; set-up,
 waiting for data and checkpoints take the time they took. The useful part of the run is carried over, without
-what crashes and preemptions cost it; interruptions of a spot instance are an assumption of their own, which the
-user can replace (``--restart-loss``).
+what crashes and preemptions cost it; interruptions of a spot instance are an assumption of their own, in whose
+place the user can give a number (``--restart-loss``).
 
 Where no peak is known (a processor, a slice of a GPU) nothing can be scaled, and a rate measured on the other
 hardware is asked for instead.
@@ -21,6 +21,7 @@ from ssmke.cost.estimates.estimate import Estimate, Interval, estimate
 from ssmke.cost.ledger.reader import ENERGY_ERROR
 from ssmke.cost.ledger.usage import HOUR_NS, Usage
 from ssmke.cost.prices.rent import Rent
+from ssmke.cost.prices.words import counted
 from ssmke.cost.report import RunReport
 from ssmke.errors import ConfigError
 
@@ -31,6 +32,8 @@ MEASURED_SPREAD = Interval(0.9, 1.0, 1.1)
 """How far a rate measured once may be off another time: the least that a projection during a run allows too."""
 
 RESTART_LOSS = 0.05
+RATES = (1e-6, 1e12)
+"""Pairs a second that anything trains at, all devices together, with much room on either side."""
 TDP_ERROR = float(ENERGY_ERROR["tdp"])
 
 
@@ -86,6 +89,7 @@ def whatif(
     dtype: str | None = None,
     pairs_per_second: float | None = None,
     restart_loss: float | None = None,
+    interruptible: bool = False,
 ) -> Estimate:
     """The useful part of ``run`` on ``devices`` devices of another kind.
 
@@ -95,10 +99,11 @@ def whatif(
         rent: what it costs (`ssmke.cost.rent.rent`).
         dtype: number format of the run; None: the one it noted.
         pairs_per_second: measured there, all devices together; replaces the scaling.
-        restart_loss: share of time that interruptions cost; None: no interruptions.
+        restart_loss: share of time that interruptions cost, as somebody knows it; None: nobody does.
+        interruptible: the hardware can be taken away; without ``restart_loss``, a loss is assumed.
 
     Raises:
-        ConfigError: nothing is known to scale the run with.
+        ConfigError: nothing is known to scale the run with, or a number cannot be true.
     """
     usage = _useful(run)
     had = devices_of(run)
@@ -129,15 +134,20 @@ def whatif(
     )
     if devices != had:
         reasons.append(
-            f"{devices} devices for {had}: linear scaling is assumed, communication is not in the interval"
+            f"{counted(devices, 'device')} for {had}: linear scaling is assumed, communication is not in the interval"
         )
     total = work + Interval.exactly(fixed)
     if restart_loss is not None:
-        if restart_loss < 0:
-            raise ConfigError(f"--restart-loss {restart_loss} must be at least 0 (0.05: five per cent)")
-        total = total * Interval(1.0, 1 + restart_loss, 1 + 2 * restart_loss)
+        if not 0 <= restart_loss <= 1:
+            raise ConfigError(f"--restart-loss {restart_loss:g}: must be 0 to 1 (0.05: five per cent)")
+        total = total * (1 + restart_loss)
         reasons.append(
-            f"interruptions are assumed to cost {restart_loss:.1%} of the time, between none and twice that: an "
+            f"interruptions cost {restart_loss * 100:.3g} % of the time, as given (--restart-loss)"
+        )
+    elif interruptible:
+        total = total * Interval(1.0, 1 + RESTART_LOSS, 1 + 2 * RESTART_LOSS)
+        reasons.append(
+            f"interruptions are assumed to cost {RESTART_LOSS:.1%} of the time, between none and twice that: an "
             "assumption, not a measurement; --restart-loss replaces it"
         )
     title = f"{run.name} on {devices} x {target.key}"
@@ -152,6 +162,26 @@ def devices_of(run: RunReport) -> int:
         return int(noted)
     per_node = run.usage.device_ns / run.usage.node_ns if run.usage.node_ns else 1
     return max(1, round(per_node * max(run.nodes, 1)))
+
+
+def check_rate(pairs_per_second: float) -> None:
+    """ConfigError for a rate that nothing trains at."""
+    low, high = RATES
+    if not low <= pairs_per_second <= high:  # neither is "not a number"
+        raise ConfigError(
+            f"--pairs-per-second {pairs_per_second:g}: must be above 0, and {low:g} to {high:g} pairs a second"
+        )
+
+
+def positive(value: object) -> float | None:
+    """A noted number above 0, or None: a ledger may hold anything."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if 0 < number < math.inf else None
 
 
 def dtype_of(run: RunReport) -> str:
@@ -199,15 +229,15 @@ def _others(usage: Usage, scaled: tuple[str, ...]) -> str:
 def _at_rate(
     run: RunReport, usage: Usage, pairs_per_second: float, devices: int
 ) -> tuple[Interval, list[str]]:
-    if not (pairs_per_second > 0 and math.isfinite(pairs_per_second)):
-        raise ConfigError(f"--pairs-per-second {pairs_per_second} must be above 0")
+    check_rate(pairs_per_second)
     measured = _hours(usage, ("train", "data_wait"))
     if not run.pairs or not measured:
         raise ConfigError(f"{run.name} trained no pairs: a rate of pairs says nothing about its time")
     training = run.pairs / pairs_per_second / 3600 * devices
     beside = _hours(usage, ("evaluation", "target_cache")) * training / measured
     return MEASURED_SPREAD * (training + beside), [
-        f"{run.pairs:,} pairs at {pairs_per_second:,g} a second on all devices together, as given, 10 % either way",
+        f"{counted(run.pairs, 'pair')} at {pairs_per_second:,g} a second on all devices together, as given, 10 % "
+        "either way",
         f"evaluation and target cache are taken to change as training does, to {training / measured:.3g} x",
     ]
 
@@ -233,5 +263,4 @@ def _watts(run: RunReport, source: DeviceSpec | None, target: DeviceSpec) -> tup
 
 def _number(run: RunReport, key: str) -> float | None:
     noted = run.facts.get("efficiency")
-    value = noted.get(key) if isinstance(noted, dict) else None
-    return float(value) if isinstance(value, (int, float)) and value > 0 else None
+    return positive(noted.get(key)) if isinstance(noted, dict) else None

@@ -22,6 +22,7 @@ from ssmke.cost.prices.lines import Line
 from ssmke.cost.prices.own import OwnHardware
 from ssmke.cost.prices.rates import Rate
 from ssmke.cost.prices.rows import COLUMNS, ON_DEMAND, TIERS, Price, PriceError, read
+from ssmke.cost.prices.words import counted
 
 __all__ = [
     "CATALOGUE",
@@ -59,7 +60,8 @@ class Catalogue:
         """The CSV at ``path``; PriceError names every row that is wrong."""
         prices, problems = read(path)
         if problems:
-            raise PriceError(f"{path}: {len(problems)} wrong rows: " + "; ".join(problems))
+            wrong = counted(len(problems), "wrong row")
+            raise PriceError(f"{path}: {wrong}: " + "; ".join(problems))
         return cls(prices)
 
     def under(self, user: Catalogue) -> Catalogue:

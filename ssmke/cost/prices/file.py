@@ -8,20 +8,23 @@ user's price replaces the shipped one, and a ``[[price]]`` an included one.
 
 from __future__ import annotations
 
+import datetime as dt
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ssmke.cost.prices.catalogue import Catalogue, shipped
+from ssmke.cost.prices.days import today_utc
 from ssmke.cost.prices.lines import line_of
 from ssmke.cost.prices.own import own_of
 from ssmke.cost.prices.rates import Rate, currency_code
-from ssmke.cost.prices.rows import Price, PriceError, contradictions, price_of, read
+from ssmke.cost.prices.rows import Price, PriceError, contents, contradictions, price_of, read
 from ssmke.cost.prices.toml_entry import Entry
+from ssmke.cost.prices.words import counted
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,22 +35,34 @@ TABLES = ("price", "own", "rate", "line")
 _Fact = TypeVar("_Fact")
 
 
-def load_prices(path: Path | None) -> Catalogue:
+def load_prices(path: Path | None, *, today: dt.date | None = None) -> Catalogue:
     """The shipped catalogue with the user's file on top; PriceError names everything that is wrong in it."""
     if path is None:
         return shipped()
-    user, problems = read_prices(path)
+    user, problems = read_prices(path, today=today)
     if problems:
-        raise PriceError(f"{path}: {len(problems)} wrong entries: " + "; ".join(problems))
+        wrong = counted(len(problems), "wrong entry", "wrong entries")
+        raise PriceError(f"{path}: {wrong}: " + "; ".join(problems))
     return shipped().under(user)
 
 
-def read_prices(path: Path) -> tuple[Catalogue, list[str]]:
-    """(what is right in a TOML or CSV file, one message per fault). PriceError if it cannot be read at all."""
+def read_prices(path: Path, *, today: dt.date | None = None) -> tuple[Catalogue, list[str]]:
+    """(what is right in a TOML or CSV file, one message per fault). PriceError if it cannot be read at all.
+
+    What was observed, bought or exchanged after ``today`` (default: the day that it is) is a fault.
+    """
+    today = today or today_utc()
     if path.suffix.lower() == ".csv":
-        rows, problems = read(path)
+        rows, problems = read(path, today=today)
         return Catalogue(rows), problems
-    file = _File(path, _parsed(path))
+    try:
+        return _read_toml(path, today)
+    except RecursionError as error:
+        raise PriceError(f"{path}: is no TOML: nested too deeply") from error
+
+
+def _read_toml(path: Path, today: dt.date) -> tuple[Catalogue, list[str]]:
+    file = _File(path, _parsed(path), today)
     rates = tuple(file.entries("rate", _rate_of))
     included = tuple(file.included(rates))
     stated = tuple(file.entries("price", lambda entry: _price_of(entry, rates, path)))
@@ -65,9 +80,9 @@ def read_prices(path: Path) -> tuple[Catalogue, list[str]]:
 def _parsed(path: Path) -> Mapping[str, Any]:
     try:
         # Decimal: a price of 0.69 is 0.69, not the nearest binary fraction.
-        return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
-    except OSError as error:
-        raise PriceError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return tomllib.loads(contents(path).decode("utf-8-sig"), parse_float=Decimal)
+    except InvalidOperation as error:
+        raise PriceError(f"{path}: is no TOML: a number of no size that occurs") from error
     except ValueError as error:  # bad UTF-8 or bad TOML
         raise PriceError(f"{path}: is no TOML: {error}") from error
 
@@ -78,6 +93,7 @@ class _File:
 
     path: Path
     content: Mapping[str, Any]
+    today: dt.date
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -95,7 +111,7 @@ class _File:
             return
         for number, value in enumerate(values, start=1):
             try:
-                yield made(Entry(value))
+                yield made(Entry(value, today=self.today))
             except ValueError as error:
                 keys = (
                     ("provider", "instance")
@@ -113,7 +129,7 @@ class _File:
             return
         for name in names:
             try:
-                prices, problems = read(self.path.parent / name, rates)
+                prices, problems = read(self.path.parent / name, rates, today=self.today)
             except PriceError as error:
                 self.problems.append(f"include: {error}")
                 continue
@@ -130,7 +146,7 @@ def _rate_of(entry: Entry) -> Rate:
     rate = Rate(
         currency=currency_code(entry.text("currency")),
         usd=entry.number("usd", above=0),
-        as_of=entry.day("as_of"),
+        as_of=entry.past_day("as_of"),
         source=entry.text("source"),
     )
     entry.done()
@@ -160,7 +176,7 @@ def _price_of(entry: Entry, rates: Sequence[Rate], path: Path) -> Price:
         "price_per_hour": f"{amount:f}",
         "price_per_gpu_hour": f"{amount / gpus:f}" if gpus else "",
         "currency": currency,
-        "as_of": entry.day("as_of").isoformat(),
+        "as_of": entry.past_day("as_of").isoformat(),
         "as_of_kind": "stated",
         "source": entry.text("source"),
         "source_ref": entry.text("source_ref", path.name),

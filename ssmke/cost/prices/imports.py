@@ -13,6 +13,7 @@ out and counted: neither catalogue says whose CPUs they have. A file of 20,000 r
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime as dt
 import os
@@ -26,6 +27,7 @@ from ssmke.cost.efficiency import devices
 from ssmke.cost.prices.catalogue import Catalogue
 from ssmke.cost.prices.rows import COLUMNS, Price, PriceError, price_of, read, row_of
 from ssmke.cost.prices.sources import MARKETS, Offer, number, plain, read_offers
+from ssmke.cost.prices.words import counted
 
 # Two observations of a price within a month that differ by more than a quarter: one of them is wrong.
 _NEAR_DAYS, _FAR = 31, Decimal("0.25")
@@ -84,10 +86,11 @@ def write_merged(path: Path, prices: Sequence[Price]) -> int:
     place. PriceError if the old one has faults, or the new one cannot be written.
     """
     old: list[Price] = []
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110 - False, not an error, where it may not be looked at
         old, problems = read(path)
         if problems:
-            raise PriceError(f"{path}: {len(problems)} wrong rows, nothing was added: " + "; ".join(problems))
+            wrong = counted(len(problems), "wrong row")
+            raise PriceError(f"{path}: {wrong}, nothing was added: " + "; ".join(problems))
     new = {p.observation for p in prices}
     kept = [p for p in old if p.observation not in new]
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -98,7 +101,8 @@ def write_merged(path: Path, prices: Sequence[Price]) -> int:
             writer.writerows(row_of(p) for p in (*kept, *prices))
         draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # e.g. a file where a folder should be
+            draft.unlink()
         raise PriceError(f"{path}: cannot be written: {error.strerror or error}") from error
     return len(old) - len(kept)
 
@@ -204,7 +208,7 @@ class _Check:
         count = int(value)
         known = next((p for p in self._known if p.instance == offer.instance), None)
         if known is not None and known.gpus != count:
-            raise ValueError(f"{count} GPUs, but this instance has {known.gpus} ({known.source})")
+            raise ValueError(f"{counted(count, 'GPU')}, but this instance has {known.gpus} ({known.source})")
         if count not in _COUNTS and not (self._provider in MARKETS and count <= 16):
             raise ValueError(f"{count} GPUs: no such machine has that many")
         return count

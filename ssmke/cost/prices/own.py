@@ -83,15 +83,19 @@ class OwnHardware:
             if hourly:
                 known[name] = f"{hourly:f} {self.currency}/h"
         if self.amortisation == "linear":
-            known["residual"] = f"{self.residual:f} {self.currency} after {self.life_years:f} years"
+            known["residual"] = f"{self.residual:f} {self.currency} after {self._life}"
             if self._age(on) >= self.life_years:
-                known["paid off"] = f"the life of {self.life_years:f} years was over on {on}"
+                known["paid off"] = f"the life of {self._life} was over on {on}"
         else:
             known["decline"] = f"{self.decline:f} powers of ten a year (arXiv 2405.21015: 0.14)"
         for name, rate in (("rate", self.bought_rate), ("running rate", self.running_rate)):
             if rate is not None:
                 known[name] = str(rate)
         return known
+
+    @property
+    def _life(self) -> str:
+        return f"{self.life_years:f} year{'' if self.life_years == 1 else 's'}"
 
     def _hourly(self, method: str, on: dt.date | None) -> Decimal:
         purchase, residual = (dollars(x, self.bought_rate) for x in (self.purchase, self.residual))
@@ -113,8 +117,8 @@ class OwnHardware:
 def own_of(entry: Entry, rates: Sequence[Rate]) -> OwnHardware:
     """The ``[[own]]`` entry as hardware; ValueError says what is wrong with it."""
     currency = currency_code(entry.text("currency"))
-    bought = entry.day("bought")
-    as_of = entry.day("as_of", bought)
+    bought = entry.past_day("bought")
+    as_of = entry.past_day("as_of", bought)
     gpus = entry.whole("gpus", 0, most=64)
     hardware = OwnHardware(
         name=entry.text("name"),

@@ -21,7 +21,11 @@ from ssmke.cost.machine import Machine
 from ssmke.cost.prices.catalogue import ON_DEMAND, Catalogue, Price, PriceError
 from ssmke.cost.prices.own import OwnHardware
 from ssmke.cost.prices.rates import micro, plausible
+from ssmke.cost.prices.words import counted
 from ssmke.cost.probes.probe import Device
+
+FLAG = "--cost.price"
+"""Where a price is chosen, unless the caller says otherwise: messages name it."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Quote:
     side by side. ``usd_per_kwh``: electricity to be added for measured energy; None where it is in the hourly
     price. ``low`` and ``high``: between what the hour lies if the price is a guess (all on-demand entries that
     fit the machine) or an amortisation (linear and by market value). ``assumptions``: what the number rests on.
+    ``flag``: where the user said it.
     """
 
     usd_per_hour: Decimal | None
@@ -44,6 +49,7 @@ class Quote:
     high: Decimal | None = None
     own: OwnHardware | None = None
     assumptions: Mapping[str, str] = field(default_factory=dict)
+    flag: str = FLAG
 
     @property
     def label(self) -> str:
@@ -56,7 +62,7 @@ class Quote:
         elif self.own is not None:
             what = f"{times}own/{self.own.name}, {self.own.amortisation}, bought {self.own.bought}"
         else:
-            what = "given by --cost.price"
+            what = f"given by {self.flag}"
         if self.guessed:
             what += ", guessed"
             if self.low != self.high:
@@ -105,10 +111,10 @@ class Quote:
         return kept
 
 
-def check_spec(spec: str, catalogue: Catalogue) -> None:
-    """PriceError for a ``--cost.price`` that cannot work, before anything is paid for."""
-    if spec != "auto":
-        quote(spec, catalogue, devices=(), machine=None)
+def check_spec(spec: str, catalogue: Catalogue, *, flag: str = FLAG) -> None:
+    """PriceError for a price that cannot work, before anything is paid for."""
+    if spec.strip() != "auto":
+        quote(spec, catalogue, devices=(), machine=None, flag=flag)
 
 
 def quote(
@@ -118,23 +124,27 @@ def quote(
     devices: Sequence[Device],
     machine: Machine | None,
     on: dt.date | None = None,
+    flag: str = FLAG,
 ) -> Quote:
-    """The price of a node with these devices at date ``on``; PriceError for a spec that fits nothing."""
+    """The price of a node with these devices at date ``on``; PriceError for a spec that fits nothing.
+
+    ``flag``: which flag the spec was given with, for messages.
+    """
     spec = spec.strip()
     if spec == "none":
-        return Quote(None, "--cost.price none")
+        return Quote(None, f"{flag} none", flag=flag)
     if spec == "auto":
-        return _guess(catalogue, devices, machine, on)
-    given = _amount(spec)
+        return _guess(catalogue, devices, machine, on, flag)
+    given = _amount(spec, flag)
     if given is not None:
-        why = "US dollars per hour and node, given by --cost.price"
-        return Quote(given, why, assumptions={"basis": why})
+        why = f"US dollars per hour and node, given by {flag}"
+        return Quote(given, why, assumptions={"basis": why}, flag=flag)
     parts = [part.strip() for part in spec.split("/")]
     if parts[0].casefold() == "own":
-        return _own(spec, parts, catalogue, devices, on)
+        return _own(spec, parts, catalogue, devices, on, flag)
     if not 2 <= len(parts) <= 4 or not all(parts):
         raise PriceError(
-            f"--cost.price {spec!r}: expected auto, none, US dollars per hour (0.69), own/NAME, or "
+            f"{flag} {spec!r}: expected auto, none, US dollars per hour (0.69), own/NAME, or "
             "provider/instance[/region[/tier]] as in `ssmke-cost prices list`"
         )
     region = parts[2] if len(parts) > 2 else None
@@ -142,10 +152,10 @@ def quote(
     try:
         price = catalogue.lookup(parts[0], parts[1], region=region, tier=tier, on=on)
     except PriceError as error:
-        raise PriceError(f"--cost.price: {error}") from None
+        raise PriceError(f"{flag}: {error}") from None
     gpus = sum(d.kind == "gpu" for d in devices)
     quantity = max(1, math.ceil(gpus / price.gpus)) if price.gpus else 1
-    return _instances(price, quantity, f"chosen by --cost.price {spec}")
+    return _instances(price, quantity, f"chosen by {flag} {spec}")
 
 
 def accelerator(name: str) -> str | None:
@@ -154,32 +164,30 @@ def accelerator(name: str) -> str | None:
     return None if found is None else found.accelerator
 
 
-def _amount(spec: str) -> Decimal | None:
+def _amount(spec: str, flag: str) -> Decimal | None:
     try:
         value = Decimal(spec)
     except InvalidOperation:
         return None
     if not plausible(value) or value < 0:
-        raise PriceError(
-            f"--cost.price {spec}: US dollars per hour must be 0 or more, and of a size that occurs"
-        )
+        raise PriceError(f"{flag} {spec}: US dollars per hour must be 0 or more, and of a size that occurs")
     return value
 
 
 def _guess(
-    catalogue: Catalogue, devices: Sequence[Device], machine: Machine | None, on: dt.date | None
+    catalogue: Catalogue, devices: Sequence[Device], machine: Machine | None, on: dt.date | None, flag: str
 ) -> Quote:
     gpus = [d for d in devices if d.kind == "gpu"]
     if gpus:
-        return _guess_gpu(catalogue, gpus, on)
-    return _guess_cpu(catalogue, machine, on)
+        return _guess_gpu(catalogue, gpus, on, flag)
+    return _guess_cpu(catalogue, machine, on, flag)
 
 
-def _guess_gpu(catalogue: Catalogue, gpus: Sequence[Device], on: dt.date | None) -> Quote:
+def _guess_gpu(catalogue: Catalogue, gpus: Sequence[Device], on: dt.date | None, flag: str) -> Quote:
     names = sorted({d.name for d in gpus})
     known = known_devices.find(names[0])
     if len(names) > 1 or known is None:
-        return Quote(None, f"no price is known for {len(gpus)} x {' + '.join(names)}; set --cost.price")
+        return Quote(None, f"no price is known for {len(gpus)} x {' + '.join(names)}; set {flag}")
     # NVML reports a little less than the nominal memory, never more than a tenth less.
     memory = Decimal(known.memory_gb if gpus[0].memory_mib is None else gpus[0].memory_mib / Decimal(1024))
     candidates = [
@@ -190,7 +198,7 @@ def _guess_gpu(catalogue: Catalogue, gpus: Sequence[Device], on: dt.date | None)
     alike = [p for p in candidates if p.form[:3].casefold() in ("", known.form[:3].casefold())]
     candidates = alike or candidates
     if not candidates:
-        return Quote(None, f"no price is known for {len(gpus)} x {names[0]}; set --cost.price")
+        return Quote(None, f"no price is known for {len(gpus)} x {names[0]}; set {flag}")
     number = len(gpus)
     exact = [p for p in candidates if p.gpus == number]
     whole = [p for p in candidates if number % p.gpus == 0] or candidates
@@ -209,9 +217,9 @@ def _guess_gpu(catalogue: Catalogue, gpus: Sequence[Device], on: dt.date | None)
     )
 
 
-def _guess_cpu(catalogue: Catalogue, machine: Machine | None, on: dt.date | None) -> Quote:
+def _guess_cpu(catalogue: Catalogue, machine: Machine | None, on: dt.date | None, flag: str) -> Quote:
     if machine is None or machine.cpus is None:
-        return Quote(None, "the node's CPUs could not be read; set --cost.price")
+        return Quote(None, f"the node's CPUs could not be read; set {flag}")
     cpus = machine.cpus
     fitting = [
         p
@@ -220,7 +228,7 @@ def _guess_cpu(catalogue: Catalogue, machine: Machine | None, on: dt.date | None
     ]
     if not fitting:
         vendor = machine.cpu_vendor or "unknown vendor"
-        return Quote(None, f"no price is known for a node of {cpus} CPUs ({vendor}); set --cost.price")
+        return Quote(None, f"no price is known for a node of {counted(cpus, 'CPU')} ({vendor}); set {flag}")
     memory = None if machine.memory_bytes is None else machine.memory_bytes / 2**30
 
     def distance(price: Price) -> tuple[int, float, Decimal]:
@@ -228,23 +236,26 @@ def _guess_cpu(catalogue: Catalogue, machine: Machine | None, on: dt.date | None
         return (price.vcpus or 0, gap, price.usd_per_hour)
 
     best = min(fitting, key=lambda p: (not p.stated, *distance(p)))
-    has = f"{cpus} {machine.cpu_vendor or ''} CPUs".replace("  ", " ") + (
-        f", {memory:.1f} GiB" if memory else ""
-    )
+    has = counted(cpus, f"{machine.cpu_vendor or ''} CPU".strip()) + (f", {memory:.1f} GiB" if memory else "")
     why = f"the node has {has}; nearest entry has {best.vcpus} vCPUs, {best.host_mem_gib} GiB"
     alike = [(p, 1) for p in fitting if p.vcpus == best.vcpus]
     return _guessed(best, 1, why, alike)
 
 
 def _own(
-    spec: str, parts: Sequence[str], catalogue: Catalogue, devices: Sequence[Device], on: dt.date | None
+    spec: str,
+    parts: Sequence[str],
+    catalogue: Catalogue,
+    devices: Sequence[Device],
+    on: dt.date | None,
+    flag: str,
 ) -> Quote:
     if len(parts) != 2 or not parts[1]:
-        raise PriceError(f"--cost.price {spec!r}: own hardware is own/NAME, without region or tier")
+        raise PriceError(f"{flag} {spec!r}: own hardware is own/NAME, without region or tier")
     try:
         own = catalogue.own_hardware(parts[1])
     except PriceError as error:
-        raise PriceError(f"--cost.price: {error}") from None
+        raise PriceError(f"{flag}: {error}") from None
     used = sum(d.kind == "gpu" for d in devices)
     quantity = max(1, math.ceil(used / own.gpus)) if own.gpus else 1
     share = Decimal(quantity)
@@ -253,9 +264,10 @@ def _own(
     hourly, (low, high) = own.usd_per_hour(on), own.interval(on)
     return Quote(
         micro(hourly * share),
-        f"chosen by --cost.price {spec}: {own.amortisation} amortisation, staff and hosting",
+        f"chosen by {flag} {spec}: {own.amortisation} amortisation, staff and hosting",
         quantity=quantity,
         own=own,
+        flag=flag,
         usd_per_kwh=own.usd_per_kwh,
         low=micro(low * share),
         high=micro(high * share),
@@ -284,7 +296,10 @@ def _instances(
         "confidence": price.confidence,
     }
     if guessed:
-        assumptions["guess"] = f"{why}; one of {fitting} on-demand entries that fit, {low} to {high} USD/h"
+        among = "the only on-demand entry that fits"
+        if fitting > 1:
+            among = f"one of {fitting} on-demand entries that fit"
+        assumptions["guess"] = f"{why}; {among}, {low} to {high} USD/h"
     if price.rate is not None:
         assumptions["listed"] = f"{price.amount} {price.currency}/h"
         assumptions["rate"] = str(price.rate)

@@ -2,7 +2,8 @@
 
 Every entry of the catalogue for the device is turned into whole instances, as they are sold: two GPUs out of a
 box of eight cost the box. The cheapest and the dearest make the interval; the point is the cheapest among the
-entries of the best confidence. A chosen price (``--price``) is that price, without interval.
+entries of the best confidence. A chosen price (``--price``) is that price, without interval, and must be one of
+that device: a V100's says nothing about an H100.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from ssmke.cost.efficiency.devices import DeviceSpec
+from ssmke.cost.efficiency.devices import DeviceSpec, find
+from ssmke.cost.prices import sources
 from ssmke.cost.prices.catalogue import ON_DEMAND, TIERS, Catalogue, Price
 from ssmke.cost.prices.quote import quote
+from ssmke.cost.prices.sources import plain as _plain
 from ssmke.cost.probes.probe import Device
 from ssmke.errors import ConfigError
 
+FLAG = "--price"
 _SAME_MEMORY = Decimal("0.15")
 
 
@@ -52,11 +56,14 @@ def rent(
 
     Args:
         catalogue, spec, devices: what is wanted, and the known prices.
-        price: as for ``--cost.price``; then the other choices must be left out.
+        price: as for ``--cost.price``; then the other choices must be left out. "auto" is None.
         provider, region, tier: narrow the entries down; "on_demand" takes marketplaces in.
         on: the day for which prices are wanted; None: the newest.
+
+    Raises:
+        ConfigError: no such tier, or the chosen price fits nothing, or is another device's.
     """
-    if price is not None:
+    if price is not None and price.strip() != "auto":
         return _chosen(catalogue, spec, devices, price, on)
     if tier not in TIERS:
         raise ConfigError(f"--tier {tier!r} is none of {', '.join(TIERS)}")
@@ -99,17 +106,48 @@ def _chosen(catalogue: Catalogue, spec: DeviceSpec, devices: int, price: str, on
     wanted: Sequence[Device] = [
         Device(id=f"wanted-{i}", name=spec.key, memory_mib=spec.memory_gb << 10) for i in range(devices)
     ]
-    found = quote(price, catalogue, devices=wanted, machine=None, on=on)
-    hourly = found.usd_per_hour
-    return Rent(hourly, hourly, hourly, found.label, (f"price: {found.why}",), found.usd_per_kwh)
+    found = quote(price, catalogue, devices=wanted, machine=None, on=on, flag=FLAG)
+    hourly, reasons = found.usd_per_hour, [f"price: {found.why}"]
+    entry, own = found.price, found.own
+    if own is not None and own.accelerator and _kind(own.accelerator) != _plain(spec.accelerator):
+        raise ConfigError(f"{FLAG} {price.strip()}: is what a {own.accelerator} costs, not a {spec.key}")
+    if entry is not None and entry.gpus:
+        memory = entry.gpu_mem_gib
+        if _kind(entry.accelerator) != _plain(spec.accelerator) or not _same_memory(memory, spec):
+            has = (
+                entry.accelerator if memory is None else f"{entry.accelerator} with {memory.normalize():f} GB"
+            )
+            raise ConfigError(
+                f"{FLAG} {price.strip()}: is what a {has} costs, not a {spec.key} ({spec.memory_gb} GB)"
+            )
+        if not _same_form(entry, spec):
+            reasons.append(
+                f"{entry.name} has the {entry.form} form of the {entry.accelerator}, not {spec.form}"
+            )
+    return Rent(hourly, hourly, hourly, found.label, tuple(reasons), found.usd_per_kwh)
+
+
+def _kind(accelerator: str) -> str:
+    """What a user calls a GPU, reduced to what the catalogue calls it: "NVIDIA A100-SXM4-80GB" is an A100."""
+    known = find(accelerator)
+    name = _plain(sources.named(accelerator)[0] if known is None else known.accelerator)
+    for maker in ("nvidia", "tesla", "geforce"):
+        name = name.removeprefix(maker)
+    return name
+
+
+def _same_memory(memory: Decimal | None, spec: DeviceSpec) -> bool:
+    return memory is None or abs(memory / spec.memory_gb - 1) <= _SAME_MEMORY
+
+
+def _same_form(entry: Price, spec: DeviceSpec) -> bool:
+    return not entry.form or entry.form[:3].casefold() == spec.form[:3].casefold()
 
 
 def _is(entry: Price, spec: DeviceSpec) -> bool:
     if not entry.gpus or entry.gpu_mem_gib is None:
         return False
-    if abs(entry.gpu_mem_gib / spec.memory_gb - 1) > _SAME_MEMORY:
-        return False
-    return not entry.form or entry.form[:3].casefold() == spec.form[:3].casefold()
+    return _same_memory(entry.gpu_mem_gib, spec) and _same_form(entry, spec)
 
 
 def _cost(entry: Price, devices: int) -> Decimal:

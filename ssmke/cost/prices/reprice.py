@@ -24,5 +24,5 @@ def repriced(segment: Segment, spec: str, catalogue: Catalogue) -> Segment:
         Device(id=identity, name=name, kind="cpu" if identity.startswith("cpu:") else "gpu")
         for identity, name in segment.devices
     ]
-    found = quote(spec, catalogue, devices=devices, machine=None, on=day)
+    found = quote(spec, catalogue, devices=devices, machine=None, on=day, flag="--reprice")
     return dataclasses.replace(segment, price=found.snapshot())

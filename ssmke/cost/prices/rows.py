@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
+import io
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
+from ssmke.cost.prices.days import day_of, refuse_future
 from ssmke.cost.prices.rates import Rate, currency_code, dollars, plausible, rate_for
 from ssmke.errors import ConfigError
 
@@ -104,23 +107,42 @@ class Price:
         return tuple(part.casefold() for part in self.key), self.as_of
 
 
-def read(path: Path, rates: Sequence[Rate] = ()) -> tuple[list[Price], list[str]]:
-    """(valid rows of a CSV, one message per problem with its line number). PriceError if it is no price list."""
+def contents(path: Path) -> bytes:
+    """A file's bytes. PriceError if there are none to be had, or it is no regular file.
+
+    A pipe would be waited for without end, and a device never ends.
+    """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            missing = set(COLUMNS) - set(reader.fieldnames or ())
-            if missing:
-                raise PriceError(f"{path}: columns missing: {', '.join(sorted(missing))}")
-            lines = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise PriceError(f"{path}: cannot be read as a price list: {reason}") from error
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise PriceError(f"{path}: cannot be read: it is no regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise PriceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL byte, or what the file system cannot encode
+        raise PriceError(f"{str(path)!r}: cannot be read: {error}") from error
+
+
+def read(
+    path: Path, rates: Sequence[Rate] = (), *, today: dt.date | None = None
+) -> tuple[list[Price], list[str]]:
+    """(valid rows of a CSV, one message per problem with its line number). PriceError if it is no price list.
+
+    Rows observed after ``today`` are problems; None: not looked at.
+    """
+    data = contents(path)
+    try:
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        missing = set(COLUMNS) - set(reader.fieldnames or ())
+        if missing:
+            raise PriceError(f"{path}: columns missing: {', '.join(sorted(missing))}")
+        lines = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise PriceError(f"{path}: cannot be read as a price list: {error}") from error
     prices: list[Price] = []
     problems: list[str] = []
     for number, row in lines:
         try:
-            prices.append(price_of(row, rates))
+            prices.append(price_of(row, rates, today=today))
         except ValueError as error:
             problems.append(f"line {number} ({row.get('provider')}/{row.get('instance')}): {error}")
     problems.extend(contradictions(prices))
@@ -142,7 +164,13 @@ def row_of(price: Price) -> dict[str, str]:
     }
 
 
-def price_of(row: Mapping[str, str | None], rates: Sequence[Rate] = (), *, stated: bool = False) -> Price:
+def price_of(
+    row: Mapping[str, str | None],
+    rates: Sequence[Rate] = (),
+    *,
+    stated: bool = False,
+    today: dt.date | None = None,
+) -> Price:
     """The price that a row of ``COLUMNS`` states; ValueError says why it cannot be true."""
 
     def text(column: str, *, required: bool = False) -> str:
@@ -190,6 +218,8 @@ def price_of(row: Mapping[str, str | None], rates: Sequence[Rate] = (), *, state
     vcpus, memory, vendor = number("vcpus"), number("host_mem_gib"), text("cpu_vendor")
     as_of_text = text("as_of", required=True)
     as_of = day_of(as_of_text)
+    if as_of is not None:
+        refuse_future("as_of", as_of, today)
     currency = currency_code(text("currency", required=True))
     rate = rate_for(currency, as_of, rates)
     hourly = dollars(amount, rate)
@@ -240,16 +270,6 @@ def price_of(row: Mapping[str, str | None], rates: Sequence[Rate] = (), *, state
         rate=rate,
         stated=stated,
     )
-
-
-def day_of(text: str) -> dt.date | None:
-    """The day of an observation; "2024-09" counts from the first of the month; "unknown" is None."""
-    if text == "unknown":
-        return None
-    try:
-        return dt.date.fromisoformat(f"{text}-01" if len(text) == 7 else text[:10])
-    except ValueError:
-        raise ValueError(f"as_of {text!r} is neither a date nor 'unknown'") from None
 
 
 def contradictions(prices: Iterable[Price]) -> list[str]:

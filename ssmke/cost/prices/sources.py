@@ -18,7 +18,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from ssmke.cost.prices.rates import plausible
-from ssmke.cost.prices.rows import PriceError
+from ssmke.cost.prices.rows import PriceError, contents
 
 MARKETS = ("vast", "vastai")
 
@@ -43,8 +43,8 @@ class Offer:
 def read_offers(path: Path, form: str, provider: str) -> tuple[str, list[Offer]]:
     """(SHA-256 of the file, every offer in it). PriceError if it is no catalogue of that form."""
     columns, offers_of = FORMS[form]
+    data = contents(path)
     try:
-        data = path.read_bytes()
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
         missing = [name for name in columns if name not in (reader.fieldnames or ())]
         if missing:
@@ -58,7 +58,7 @@ def read_offers(path: Path, form: str, provider: str) -> tuple[str, list[Offer]]
                 provider,
             )
         ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise PriceError(f"{path}: cannot be read as a {form} catalogue: {error}") from error
     return hashlib.sha256(data).hexdigest(), offers
 

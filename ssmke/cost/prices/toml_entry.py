@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from enum import Enum
 from typing import Any
 
+from ssmke.cost.prices.days import iso_day, refuse_future
 from ssmke.cost.prices.rates import plausible
 
 
@@ -25,9 +26,13 @@ REQUIRED = _Required.REQUIRED
 
 
 class Entry:
-    """The keys of one ``[[table]]``. ValueError names the key and what it must be."""
+    """The keys of one ``[[table]]``. ValueError names the key and what it must be.
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    ``today``: `past_day` refuses what is later; None: it does not look.
+    """
+
+    def __init__(self, values: Mapping[str, Any], *, today: dt.date | None = None) -> None:
+        self.today = today
         self._values = values
         self._asked: list[str] = []
 
@@ -86,6 +91,12 @@ class Entry:
         """A date, as TOML's own (2026-03-01) or in quotes."""
         return self._day(self._value(key, default), key)
 
+    def past_day(self, key: str, default: dt.date | _Required = REQUIRED) -> dt.date:
+        """The date of a fact: one that has come."""
+        day = self.day(key, default)
+        refuse_future(key, day, self.today)
+        return day
+
     def day_or_none(self, key: str) -> dt.date | None:
         """A date that may be left out."""
         value = self._value(key, None)
@@ -115,7 +126,7 @@ class Entry:
             return value
         if isinstance(value, str):
             try:
-                return dt.date.fromisoformat(value)
+                return iso_day(value)
             except ValueError:
                 pass
         raise ValueError(f"{key} {value!r} is no date; write it as 2026-03-01")

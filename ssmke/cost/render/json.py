@@ -28,9 +28,12 @@ def to_dict(report: Report) -> dict[str, Any]:
     return {
         "version": VERSION,
         "root": str(report.root),
+        "unread": [{"path": str(u.path), "why": u.why} for u in report.unread],
         "runs": [run_dict(run) for run in report.runs],
         "project": {
             **usage_dict(report.project),
+            "usd_is_lower_bound": report.project.usd is not None
+            and (report.project.usd_partial or bool(report.unread)),
             "usd_with_lines": usd_text(report.project_usd),
             "lines": [
                 {
@@ -66,10 +69,8 @@ def run_dict(run: RunReport) -> dict[str, Any]:
         "pairs_redone": run.pairs_redone,
         **usage_dict(run.usage),
         "energy_methods": list(run.energy_methods),
-        "usd_final": usd_text(run.final.usd),
-        "usd_wasted": usd_text(run.wasted.usd)
-        if run.wasted.device_ns
-        else ("0" if run.usage.usd is not None else None),
+        "usd_final": _part_usd(run.final, run.usage),
+        "usd_wasted": _part_usd(run.wasted, run.usage),
         "usd_projected": usd_text(run.projected_usd),
         "pairs_per_usd": run.pairs_per_usd,
         "usd_per_point": usd_text(run.usd_per_point),
@@ -87,6 +88,12 @@ def run_dict(run: RunReport) -> dict[str, Any]:
         "attempts": [_attempt_dict(a) for a in run.attempts],
         "facts": _plain(run.facts),
     }
+
+
+def _part_usd(part: Usage, whole: Usage) -> str | None:
+    """Dollars of a part of a run, 0 where it is known that there was none."""
+    nothing = whole.device_ns and not part.device_ns and whole.usd is not None
+    return "0" if nothing else usd_text(part.usd)
 
 
 def usage_dict(usage: Usage) -> dict[str, Any]:

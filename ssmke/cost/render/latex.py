@@ -9,7 +9,8 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
-from ssmke.cost.render.content import Section, Table, sections
+from ssmke.cost.render.content import sections
+from ssmke.cost.render.parts import Section, Table
 
 if TYPE_CHECKING:
     from ssmke.cost.report import Report

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ssmke.cost.render.content import Section, Table, sections
+from ssmke.cost.render.content import sections
+from ssmke.cost.render.parts import Section, Table
 from ssmke.cost.render.table import printable
 
 if TYPE_CHECKING:

@@ -67,6 +67,11 @@ def count(number: float | None, *, at_least: bool = False) -> str:
     return f"{prefix}{number:,.0f}" if number >= 100 or number == int(number) else f"{prefix}{number:.3g}"
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 run", "2,000 runs"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def hours(value: float | Decimal) -> str:
     """ "73,728", "1,989.9", "22.4", "0.02083"."""
     if value >= 100:

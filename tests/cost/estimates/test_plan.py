@@ -64,6 +64,7 @@ def test_the_published_run_lies_within_its_own_forecast() -> None:
         (Work("w", 1), H100, "bf16", MFU, "not known"),
         (Work("w", 1, 1.0), A10G, "fp32", MFU, "no fp32 peak"),
         (Work("w", 1, 1.0), H100, "bf16", Interval(0.5, 1.0, 1.5), "--mfu"),
+        (Work("w", 1, 1.0), H100, "bf16", Interval(1e-320, 0.5, 1.0), "--mfu"),
     ],
 )
 def test_what_is_missing_is_named(work: Work, spec: object, dtype: str, mfu: Interval, why: str) -> None:
@@ -89,6 +90,12 @@ def test_a_measured_run_is_scaled_by_pairs_and_operations(tmp_path: Path) -> Non
     assert found.kwh is not None
     assert found.kwh.point == pytest.approx(found.device_hours.point * 0.2, rel=1e-2)
     assert any("2 x the operations" in why for why in found.reasons)
+    assert any("between as much and 2 x as much" in why for why in found.reasons)
+
+
+def test_as_many_pairs_take_as_much_beside_them(tmp_path: Path) -> None:
+    reasons = like(Work("w", 3, 10e9), measured(tmp_path), None, 1, RENT).reasons
+    assert any(why.endswith("checkpoints): as much here") for why in reasons)
 
 
 def test_a_measured_run_on_another_device(tmp_path: Path) -> None:

@@ -69,13 +69,38 @@ def test_more_devices_share_the_work_but_all_wait_for_what_is_not_theirs(on_a100
 
 def test_interruptions_widen_upwards_and_are_called_an_assumption(on_a100: RunReport) -> None:
     calm = whatif(on_a100, H100, devices=1, rent=FREE)
-    spot = whatif(on_a100, H100, devices=1, rent=FREE, restart_loss=0.1)
+    spot = whatif(on_a100, H100, devices=1, rent=FREE, interruptible=True)
     assert spot.device_hours.low == calm.device_hours.low
-    assert spot.device_hours.point == pytest.approx(1.1 * calm.device_hours.point)
-    assert spot.device_hours.high == pytest.approx(1.2 * calm.device_hours.high)
-    assert any("assumption" in why for why in spot.reasons)
-    with pytest.raises(ConfigError, match="--restart-loss"):
-        whatif(on_a100, H100, devices=1, rent=FREE, restart_loss=-0.1)
+    assert spot.device_hours.point == pytest.approx(1.05 * calm.device_hours.point)
+    assert spot.device_hours.high == pytest.approx(1.1 * calm.device_hours.high)
+    assert any("assumption" in why and "--restart-loss replaces it" in why for why in spot.reasons)
+
+
+@pytest.mark.parametrize("interruptible", [True, False])
+def test_a_given_loss_is_taken_as_given(on_a100: RunReport, interruptible: bool) -> None:
+    calm = whatif(on_a100, H100, devices=1, rent=FREE)
+    known = whatif(on_a100, H100, devices=1, rent=FREE, restart_loss=0.1, interruptible=interruptible)
+    for end in ("low", "point", "high"):
+        assert getattr(known.device_hours, end) == pytest.approx(1.1 * getattr(calm.device_hours, end))
+    (why,) = [why for why in known.reasons if "interruptions" in why]
+    assert why == "interruptions cost 10 % of the time, as given (--restart-loss)"
+
+
+@pytest.mark.parametrize("loss", [-0.1, 1.5, float("nan"), float("inf")])
+def test_a_loss_that_is_no_share_is_refused(on_a100: RunReport, loss: float) -> None:
+    with pytest.raises(ConfigError, match=f"--restart-loss {loss:g}"):
+        whatif(on_a100, H100, devices=1, rent=FREE, restart_loss=loss)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, 1e-320, 1e-7, 1e13, float("nan"), float("inf")])
+def test_a_rate_that_nothing_trains_at_is_refused(on_a100: RunReport, rate: float) -> None:
+    with pytest.raises(ConfigError, match=f"--pairs-per-second {rate:g}"):
+        whatif(on_a100, H100, devices=1, rent=FREE, pairs_per_second=rate)
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), float("nan"), 0, -1, True, "8", None])
+def test_a_number_that_no_run_noted_is_not_taken(on_a100: RunReport, value: object) -> None:
+    assert devices_of(dataclasses.replace(on_a100, facts={"efficiency": {"devices": value}})) == 1
 
 
 def test_what_crashes_cost_is_not_carried_over(tmp_path: Path) -> None:

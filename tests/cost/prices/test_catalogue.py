@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ssmke.cost.prices.catalogue import CATALOGUE, COLUMNS, Catalogue, PriceError, read, shipped
+from ssmke.cost.prices.days import day_of
 from ssmke.cost.prices.rates import Rate
 from ssmke.cost.prices.rows import row_of
 
@@ -63,6 +64,11 @@ def test_every_shipped_row_is_valid_and_sourced() -> None:
         ({"confidence": "D"}, "confidence"),
         ({"as_of": "last week"}, "neither a date"),
         ({"as_of": ""}, "as_of is empty"),
+        ({"as_of": "2026-07-20garbage"}, "neither a date"),
+        ({"as_of": "20260720"}, "neither a date"),
+        ({"as_of": "2026-W30"}, "neither a date"),
+        ({"as_of": "2026-07-20T25:00:00Z"}, "neither a date"),
+        ({"as_of": "2026-07-20T13:44:30Zoo"}, "neither a date"),
         ({"source_ref": ""}, "source_ref"),
         ({"region": " "}, "region"),
         ({"region": "us/east"}, "slash"),
@@ -80,6 +86,25 @@ def test_a_row_that_cannot_be_true_is_named(tmp_path: Path, wrong: dict[str, str
     assert "wrong.one" in problems[0]
     with pytest.raises(PriceError, match=r"p\.csv"):
         Catalogue.load(path)
+
+
+def test_one_wrong_row_is_one(tmp_path: Path) -> None:
+    with pytest.raises(PriceError, match=r"p\.csv: 1 wrong row: line 2"):
+        Catalogue.load(write(tmp_path / "p.csv", GOOD | {"tier": "cheap"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "day"),
+    [
+        ("2026-07-20", dt.date(2026, 7, 20)),
+        ("2026-07", dt.date(2026, 7, 1)),
+        ("2026-07-20T13:44:30Z", dt.date(2026, 7, 20)),
+        ("2026-07-20 13:44:30.123456789+02:00", dt.date(2026, 7, 20)),
+        ("unknown", None),
+    ],
+)
+def test_a_day_comes_with_or_without_time(text: str, day: dt.date | None) -> None:
+    assert day_of(text) == day
 
 
 @pytest.mark.parametrize(

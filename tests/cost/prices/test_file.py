@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import calendar
+import codecs
 import datetime as dt
 import math
+import os
 import re
 from decimal import Decimal
 from fractions import Fraction
@@ -20,6 +22,7 @@ from ssmke.cost.prices.lines import months
 from ssmke.cost.prices.quote import check_spec, quote
 from tests.cost.prices.test_quote import gpus
 
+TODAY = dt.date(2026, 11, 1)
 DOCS = Path(__file__).parents[3] / "docs" / "prices.md"
 PRICE = {
     "provider": '"me"', "instance": '"box"', "accelerator": '"A100"', "gpus": "4", "gpu_mem_gib": "80",
@@ -47,8 +50,7 @@ def write(folder: Path, *entries: tuple[str, dict[str, str]], head: str = "") ->
 def test_the_documented_example_loads_and_costs_what_the_document_says(tmp_path: Path) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "prices.toml").write_text(example)
-    (tmp_path / "imported_prices.csv").write_text(CATALOGUE.read_text().splitlines()[0] + "\n")
-    prices = load_prices(tmp_path / "prices.toml")
+    prices = load_prices(tmp_path / "prices.toml", today=TODAY)
     assert prices.lookup("uni-cluster", "gpu-node").usd_per_hour == Decimal("3.888")
     (own,) = prices.own
     linear = (9200 - 1200) * 1.08 / (4 * 8760 * 0.6) + 0.05 * 1.08
@@ -58,6 +60,17 @@ def test_the_documented_example_loads_and_costs_what_the_document_says(tmp_path:
     # 17 of January's days, February to August whole, 7 of September's.
     assert float(storage.usd or 0) == pytest.approx(24.5 * (17 / 31 + 7 + 7 / 30), abs=1e-6)
     assert transfer.usd == Decimal("39")
+
+
+def test_the_documented_include_works_once_it_is_no_comment(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert example.startswith("# include = ")
+    (tmp_path / "prices.toml").write_text(example.removeprefix("# "))
+    with pytest.raises(PriceError, match=r"imported_prices\.csv"):
+        load_prices(tmp_path / "prices.toml", today=TODAY)
+    (tmp_path / "imported_prices.csv").write_bytes(CATALOGUE.read_bytes())
+    more = load_prices(tmp_path / "prices.toml", today=TODAY)
+    assert len(more.prices) == len(shipped().prices) + 1
 
 
 def test_without_a_file_the_shipped_prices_hold() -> None:
@@ -114,7 +127,7 @@ def test_a_faulty_entry_is_named_and_the_others_are_read(
     (problem,) = problems
     assert says in problem
     assert problem.startswith(f"[[{table}]] {2 if table == 'price' else 1} (")
-    with pytest.raises(PriceError, match=r"mine\.toml: 1 wrong entries: .*\[\["):
+    with pytest.raises(PriceError, match=r"mine\.toml: 1 wrong entry: .*\[\["):
         load_prices(path)
 
 
@@ -129,6 +142,10 @@ def test_a_faulty_entry_is_named_and_the_others_are_read(
         ("[[price", "is no TOML"),
         ("x = 'Zürich'".encode("latin-1"), "is no TOML"),
         (None, "cannot be read"),
+        ("a = " + "[" * 100_000, "nested too deeply"),
+        ("[[price]]\nprovider." + "a." * 50_000 + "a = 1", "nested too deeply"),
+        ("x = 1e9999999999999999999", "is no TOML"),
+        ('include = ["a\\u0000.csv"]', r"include: .*cannot be read"),
     ],
 )
 def test_a_file_that_is_no_prices_file_is_one_clear_error(
@@ -139,6 +156,66 @@ def test_a_file_that_is_no_prices_file_is_one_clear_error(
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(PriceError, match=rf"(?s)bad\.toml.*{says}"):
         load_prices(path)
+
+
+@pytest.mark.parametrize("name", ["mine.toml", "mine.csv"])
+@pytest.mark.timeout(20)
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)  # nobody writes: reading would wait for ever
+    with pytest.raises(PriceError, match=rf"{name}: cannot be read: it is no regular file"):
+        load_prices(tmp_path / name)
+    (tmp_path / f"endless.{name}").symlink_to("/dev/zero")
+    for endless in (tmp_path / f"endless.{name}", tmp_path):
+        with pytest.raises(PriceError, match="no regular file"):
+            load_prices(endless)
+    including = tmp_path / "all.toml"
+    including.write_text(f'include = ["endless.{name}"]')
+    with pytest.raises(PriceError, match="include: .*no regular file"):
+        load_prices(including)
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
+    path = write(tmp_path, ("price", PRICE), head='include = ["more.csv"]\n')
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    (tmp_path / "more.csv").write_bytes(codecs.BOM_UTF8 + CATALOGUE.read_bytes())
+    assert len(load_prices(path, today=TODAY).prices) == len(shipped().prices) + 1
+    assert len(load_prices(tmp_path / "more.csv", today=TODAY).prices) == len(shipped().prices)
+
+
+@pytest.mark.parametrize(
+    ("table", "keys", "key"),
+    [
+        ("price", PRICE, "as_of"),
+        ("own", OWN, "bought"),
+        ("own", OWN | {"as_of": "2025-03-02"}, "as_of"),
+        ("rate", RATE, "as_of"),
+    ],
+)
+def test_what_is_still_to_come_was_not_observed(
+    tmp_path: Path, table: str, keys: dict[str, str], key: str
+) -> None:
+    path = write(tmp_path, (table, keys | {key: "2026-11-03"}))
+    (problem,) = read_prices(path, today=TODAY)[1]
+    assert problem.startswith(f"[[{table}]] 1 (")
+    assert f"{key} 2026-11-03 is in the future (today is 2026-11-01)" in problem
+    assert read_prices(path, today=dt.date(2026, 11, 2))[1] == []  # it may be tomorrow elsewhere
+
+
+def test_an_included_row_of_the_future_is_named(tmp_path: Path) -> None:
+    (tmp_path / "more.csv").write_bytes(CATALOGUE.read_bytes())
+    path = write(tmp_path, head='include = ["more.csv"]\n')
+    problems = read_prices(path, today=dt.date(2026, 7, 21))[1]
+    assert problems
+    assert all("as_of 2026-07-30 is in the future" in problem for problem in problems)
+    assert problems[0].startswith("include more.csv: line ")
+
+
+@pytest.mark.parametrize(
+    "day", ["20260301", "2026-W10-7", "2026-03-01T00:00:00", "2026-02-30", "\u0662026-03-01"]
+)
+def test_a_day_in_quotes_is_written_one_way(tmp_path: Path, day: str) -> None:
+    (problem,) = read_prices(write(tmp_path, ("price", PRICE | {"as_of": f'"{day}"'})))[1]
+    assert "is no date" in problem
 
 
 def test_what_is_listed_twice_is_a_fault(tmp_path: Path) -> None:

@@ -191,7 +191,9 @@ def test_a_file_of_another_form_is_one_clear_error(tmp_path: Path, content: byte
     path = tmp_path / "other.csv"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(PriceError, match=r"other\.csv.*(no|a) skypilot catalogue"):
+    with pytest.raises(
+        PriceError, match=r"other\.csv.*((no|a) skypilot catalogue|cannot be read: No such file)"
+    ):
         import_prices(path, "skypilot", provider="aws", as_of=None, known=shipped())
 
 
@@ -222,3 +224,20 @@ def test_a_faulty_list_is_not_added_to(tmp_path: Path) -> None:
         write_merged(out, found.prices)
     assert out.read_text() == before
     assert len(rows) == 2
+
+
+@pytest.mark.parametrize("place", ["file/x.csv", "absent/x.csv", "folder.csv", f"{'long' * 100}.csv"])
+def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "folder.csv").mkdir()
+    found = gpuhunt(tmp_path, "a,r1,1.2,8,32,1,L4,24,False")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(PriceError, match=r"x\.csv|folder\.csv|long\.csv"):
+        write_merged(tmp_path / place, found.prices)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.timeout(20)
+def test_a_catalogue_that_never_ends_is_not_read() -> None:
+    with pytest.raises(PriceError, match="/dev/zero: cannot be read: it is no regular file"):
+        import_prices(Path("/dev/zero"), "gpuhunt", provider="aws", as_of=None, known=shipped())

@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 
 from ssmke.cost.machine import Machine
-from ssmke.cost.prices.catalogue import PriceError, shipped
+from ssmke.cost.prices.catalogue import Catalogue, PriceError, shipped
 from ssmke.cost.prices.quote import Quote, accelerator, check_spec, quote
 from ssmke.cost.probes.probe import Device
 from tests.cost.simulated import GPU, MACHINE
@@ -49,6 +49,20 @@ def test_what_the_user_says_is_taken_and_is_no_guess(spec: str, usd: str) -> Non
 def test_a_price_that_names_nothing_is_refused_with_the_flag(spec: str) -> None:
     with pytest.raises(PriceError, match=r"--cost\.price"):
         check_spec(spec, shipped())
+
+
+@pytest.mark.parametrize("spec", ["cheap", "-1", "own", "own/nothing", "aws/nothing"])
+@pytest.mark.parametrize("flag", ["--price", "--reprice"])
+def test_errors_and_reasons_name_the_flag_that_was_used(spec: str, flag: str) -> None:
+    with pytest.raises(PriceError, match=rf"^{flag}\b") as refused:
+        check_spec(spec, shipped(), flag=flag)
+    assert "--cost.price " not in str(refused.value)
+    for good in ("2", "none", "aws/p5.48xlarge"):
+        found = quote(good, shipped(), devices=(), machine=None, flag=flag)
+        assert flag in f"{found.label} {found.why}"
+        assert "--cost.price" not in f"{found.label} {found.why} {found.assumptions}"
+    strange = quote("auto", shipped(), devices=gpus("Quantum", 1, 1), machine=None, flag=flag)
+    assert f"set {flag}" in strange.label
 
 
 def test_none_and_unknown_hardware_are_unknown_not_free() -> None:
@@ -166,3 +180,14 @@ def test_the_snapshot_says_all_that_a_report_needs() -> None:
     assert guessed["guessed"]
     assert "on-demand entries that fit" in guessed["assumptions"]["guess"]
     assert Decimal(guessed["usd_per_hour_low"]) <= Decimal(guessed["usd_per_hour_high"])
+
+
+def test_one_of_a_thing_is_not_several() -> None:
+    machine = Machine(host="h", boot="b", cpu_vendor="amd", cpus=1, memory_bytes=4 << 30)
+    answer = ask("auto", Device(id="cpu:h", name="CPU", kind="cpu"), machine=machine)
+    assert "the node has 1 amd CPU, 4.0 GiB" in answer.why
+    alone = ask("auto", *gpus("NVIDIA L4", 1, 23034))
+    others = [p for p in shipped().find(accelerator="L4") if p.instance == "g2-standard-4"][:1]
+    only = quote("auto", Catalogue(others), devices=gpus("NVIDIA L4", 1, 23034), machine=None)
+    assert "the only on-demand entry that fits" in only.assumptions["guess"]
+    assert alone.assumptions["guess"]

@@ -7,8 +7,9 @@ from decimal import Decimal
 
 import pytest
 
-from ssmke.cost.efficiency.devices import named
-from ssmke.cost.prices.catalogue import Catalogue, Price
+from ssmke.cost.efficiency.devices import named, table
+from ssmke.cost.prices.catalogue import Catalogue, Price, shipped
+from ssmke.cost.prices.own import OwnHardware
 from ssmke.cost.prices.rent import rent
 from ssmke.errors import ConfigError
 
@@ -104,3 +105,64 @@ def test_a_chosen_price_is_that_price() -> None:
     assert rent(Catalogue([]), H100, 4, price="3.2").high == Decimal("3.2")
     eights = Catalogue([price("eight", "80", 8)])
     assert rent(eights, H100, 16, price="aws/eight").point == Decimal(160)
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+def test_auto_finds_what_no_price_finds(devices: int) -> None:
+    for spec in table():
+        assert rent(shipped(), spec, devices, price=" auto ") == rent(shipped(), spec, devices)
+    assert rent(shipped(), H100, devices, price="auto", provider="gcp").label.count("gcp/") == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "chosen", "says"),
+    [
+        ("H100-SXM", "aws/p3.2xlarge", r"--price aws/p3\.2xlarge: .*V100 with 16 GB.*H100-SXM"),
+        ("A100-SXM4-80GB", "aws/p4d.24xlarge", r"A100 with 40 GB.*A100-SXM4-80GB"),
+        ("L40", "runpod/1x RTX4090 on-demand", r"RTX4090.*L40"),
+    ],
+)
+def test_another_device_s_price_is_refused(spec: str, chosen: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        rent(shipped(), named(spec)[0], 1, price=chosen)
+
+
+def test_a_price_of_the_device_or_of_none_is_taken() -> None:
+    assert rent(shipped(), H100, 8, price="aws/p5.48xlarge").point == Decimal("55.04")
+    assert rent(shipped(), named("V100-SXM2-16GB")[0], 1, price="aws/p3.2xlarge").point is not None
+    assert rent(shipped(), H100, 1, price="aws/c7a.large").point == Decimal("0.10264")  # a host for the GPU
+    other_form = rent(shipped(), named("H100-PCIe")[0], 8, price="aws/p5.48xlarge")
+    assert any("not PCIe" in why for why in other_form.reasons)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "fits"),
+    [
+        ("", True),
+        ("A100", True),
+        ("NVIDIA A100-SXM4-80GB", True),
+        ("nvidia a100 80GB", True),
+        ("RTX4090", False),
+    ],
+)
+def test_own_hardware_must_be_the_device_if_it_says_which_it_is(accelerator: str, fits: bool) -> None:
+    box = OwnHardware(
+        name="box",
+        purchase=Decimal(9000),
+        currency="USD",
+        residual=Decimal(0),
+        life_years=Decimal(4),
+        utilisation=Decimal("0.5"),
+        bought=dt.date(2025, 1, 1),
+        electricity_per_kwh=Decimal("0.3"),
+        pue=Decimal(1),
+        source="invoice",
+        accelerator=accelerator,
+    )
+    mine = Catalogue([], own=[box])
+    a100 = named("A100-SXM4-80GB")[0]
+    if fits:
+        assert rent(mine, a100, 1, price="own/box").point is not None
+    else:
+        with pytest.raises(ConfigError, match=r"own/box.*RTX4090.*A100-SXM4-80GB"):
+            rent(mine, a100, 1, price="own/box")
