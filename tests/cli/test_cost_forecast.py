@@ -139,7 +139,7 @@ def test_whatif_on_demand_and_spot(run: Path, capsys: pytest.CaptureFixture[str]
         ("whatif RUN --on H100 --pairs-per-second 1e-320", "--pairs-per-second"),
         ("whatif RUN --on H100 --pairs-per-second nan", "--pairs-per-second nan"),
         ("whatif RUN --on H100 --devices BIG", "--devices 999999... (320 digits)"),
-        ("whatif RUN --on H100 --price aws/p3.2xlarge", "V100 with 16 GB costs, not a H100-SXM"),
+        ("whatif RUN --on H100 --price aws/p3.2xlarge", "is the price of V100 16 GB, not of H100-SXM 80 GB"),
         ("whatif RUN --on H100 --price cheap", "--price 'cheap'"),
         ("forecast --recipe ssmke-base --pairs BIG --device H100", "--pairs 999999... (320 digits)"),
         ("forecast --recipe ssmke-base --pairs 10 --epochs BIG --device H100", "--epochs"),
@@ -149,7 +149,7 @@ def test_whatif_on_demand_and_spot(run: Path, capsys: pytest.CaptureFixture[str]
         ("forecast --recipe ssmke-base --pairs 10 --device H100 --mfu nan nan", "--mfu nan"),
         ("forecast --recipe ssmke-base --pairs 10 --device H100 --pairs-per-second inf", "-second inf"),
         ("forecast --recipe ssmke-base --pairs 10 --device H100 --pairs-per-second 1e-320", "-second 9.9"),
-        ("forecast --recipe ssmke-base --pairs 10 --device H100 --price aws/p3.2xlarge", "V100 with 16 GB"),
+        ("forecast --recipe ssmke-base --pairs 10 --device H100 --price aws/p3.2xlarge", "V100 16 GB"),
         ("forecast --like RUN --epochs 1 --pairs-per-second 9", "on which hardware was --pairs-per-second"),
     ],
 )

@@ -149,7 +149,7 @@ def test_another_price_counts_only_when_it_is_asked_for(workspace: Path) -> None
     [before] = report(workspace / "first").runs
     [again] = report(workspace / "first", reprice="1.38").runs
     assert again.usage.usd == 2 * (before.usage.usd or 0)
-    assert again.prices == ("$1.38/h (given by --cost.price)",)
+    assert again.prices == ("$1.38/h (given by --reprice)",)
     assert report(workspace / "first").runs == (before,)
     with pytest.raises(ConfigError, match=r"p5\.48xlarg"):
         report(workspace / "first", reprice="aws/p5.48xlarg")

@@ -110,15 +110,14 @@ def _chosen(catalogue: Catalogue, spec: DeviceSpec, devices: int, price: str, on
     hourly, reasons = found.usd_per_hour, [f"price: {found.why}"]
     entry, own = found.price, found.own
     if own is not None and own.accelerator and _kind(own.accelerator) != _plain(spec.accelerator):
-        raise ConfigError(f"{FLAG} {price.strip()}: is what a {own.accelerator} costs, not a {spec.key}")
+        raise ConfigError(f"{FLAG} {price.strip()}: is the price of {own.accelerator}, not of {spec.key}")
     if entry is not None and entry.gpus:
         memory = entry.gpu_mem_gib
         if _kind(entry.accelerator) != _plain(spec.accelerator) or not _same_memory(memory, spec):
-            has = (
-                entry.accelerator if memory is None else f"{entry.accelerator} with {memory.normalize():f} GB"
-            )
+            size = "" if memory is None else f" {memory:f} GB"
             raise ConfigError(
-                f"{FLAG} {price.strip()}: is what a {has} costs, not a {spec.key} ({spec.memory_gb} GB)"
+                f"{FLAG} {price.strip()}: is the price of {entry.accelerator}{size}, not of {spec.key} "
+                f"{spec.memory_gb} GB"
             )
         if not _same_form(entry, spec):
             reasons.append(

@@ -143,7 +143,7 @@ def test_a_faulty_entry_is_named_and_the_others_are_read(
         ("x = 'Zürich'".encode("latin-1"), "is no TOML"),
         (None, "cannot be read"),
         ("a = " + "[" * 100_000, "nested too deeply"),
-        ("[[price]]\nprovider." + "a." * 50_000 + "a = 1", "nested too deeply"),
+        ("[[price]]\nprovider." + "a." * 3_000 + "a = 1", "nested too deeply"),
         ("x = 1e9999999999999999999", "is no TOML"),
         ('include = ["a\\u0000.csv"]', r"include: .*cannot be read"),
     ],
@@ -170,7 +170,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path, name: str) -> None:
             load_prices(endless)
     including = tmp_path / "all.toml"
     including.write_text(f'include = ["endless.{name}"]')
-    with pytest.raises(PriceError, match="include: .*no regular file"):
+    with pytest.raises(PriceError, match=r"include: .*no regular file"):
         load_prices(including)
 
 
