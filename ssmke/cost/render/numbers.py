@@ -8,6 +8,8 @@ from __future__ import annotations
 from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING
 
+from ssmke.cost.prices.words import counted as counted
+
 if TYPE_CHECKING:
     from ssmke.cost.ledger.usage import Usage
 
@@ -65,11 +67,6 @@ def count(number: float | None, *, at_least: bool = False) -> str:
         if number >= size * (1 - 5e-5):
             return f"{prefix}{number / size:.4g}{letter}"
     return f"{prefix}{number:,.0f}" if number >= 100 or number == int(number) else f"{prefix}{number:.3g}"
-
-
-def counted(number: int, what: str) -> str:
-    """ "1 run", "2,000 runs"."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def hours(value: float | Decimal) -> str:
