@@ -64,11 +64,9 @@ def compare(flags: Sequence[str], folder: Path, *, kills: int, pace_s: float, se
     done = 0
     while done < kills:
         process = start([*flags, "--run-dir", str(killed), "--resume", "auto"], folder, pace_s)
-        if chance.random() < 0.2:
-            time.sleep(chance.uniform(2.0, 8.0))
-        else:
-            _wait_for_training(process, killed, attempts=done + 1)
-            time.sleep(chance.uniform(0.0, 12 * pace_s))
+        in_setup = chance.random() < 0.2
+        _wait_for_attempt(process, killed, attempts=done + 1, training=not in_setup)
+        time.sleep(chance.uniform(0.0, 2.0 if in_setup else 12 * pace_s))
         if process.poll() is not None:
             raise RuntimeError(f"the run was done after {done} kills: give it more epochs\n{_tail(folder)}")
         _kill(process)
@@ -139,15 +137,16 @@ def _finish(process: subprocess.Popen[bytes]) -> None:
         raise RuntimeError(f"a run failed with code {process.returncode}: see output.log in its folder")
 
 
-def _wait_for_training(process: subprocess.Popen[bytes], run_dir: Path, *, attempts: int) -> None:
-    """Until the newest attempt's ledger says that training began."""
+def _wait_for_attempt(
+    process: subprocess.Popen[bytes], run_dir: Path, *, attempts: int, training: bool
+) -> None:
+    """Until the newest attempt has a ledger, or until that says that training began."""
     while process.poll() is None:
         found = read_run(run_dir)
-        if (
-            len({s.attempt for s in found}) >= attempts
-            and max(found, key=lambda s: s.begin_ns).begun is not None
-        ):
-            return
+        if len({s.attempt for s in found}) >= attempts:
+            newest = max(found, key=lambda s: s.begin_ns)
+            if newest.begun is not None or not training:
+                return
         time.sleep(0.05)
 
 
