@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ssmke.cost.config import CostConfig
-from ssmke.cost.ledger.outcomes import by_outcome
+from ssmke.cost.ledger.outcomes import by_outcome, wasted
 from ssmke.cost.ledger.reader import Segment, read_file, read_run
 from ssmke.cost.ledger.tally import Tally
 from ssmke.cost.ledger.usage import Usage, dollars, total
@@ -180,18 +180,21 @@ class CostMeter:
 
         The first call of an attempt says where it resumes (0, 0 for a new run): before its first step.
         """
+        if not self._live():
+            return
         with self._lock:
             begins = self._from is None
             if self._from is None:
                 self._from = (step, pairs)
             self._step, self._pairs = step, pairs
         if begins:
-            self._put_moment("begun", step)
+            self._put("begun", step=step)
 
     @_harmless
     def saved(self, step: int) -> None:
         """A checkpoint of ``step`` is complete: what was paid up to here is not lost any more."""
-        self._put_moment("save", step)
+        if self._live():
+            self._put("save", step=step)
 
     @_harmless
     def note(self, **facts: Any) -> None:
@@ -259,18 +262,13 @@ class CostMeter:
             self._put("phase", name=token[0], begin=entered)
 
     def _put(self, kind: str, **content: Any) -> None:
-        """Leaves a record to the heartbeat thread."""
+        """Leaves a record to the heartbeat thread, with the phases of this moment if it has a ``step``."""
+        now, phase, phases = self._phases.read()
+        if "step" in content:
+            content |= {"phase": phase, "phases": phases}
         with self._lock:
-            self._pending.append({"t": kind, "b": self._phases.read()[0], "w": self._wall(), **content})
+            self._pending.append({"t": kind, "b": now, "w": self._wall(), **content})
         self._wake.set()
-
-    def _put_moment(self, kind: str, step: int) -> None:
-        if self._live():
-            now, phase, phases = self._phases.read()
-            record = {"t": kind, "b": now, "w": self._wall(), "step": step, "phase": phase, "phases": phases}
-            with self._lock:
-                self._pending.append(record)
-            self._wake.set()
 
     def _totals(self) -> Totals:
         if not self.active:
@@ -339,8 +337,7 @@ class CostMeter:
         """Once training has begun, it is known how much of the earlier attempts was lost."""
         if self._wasted is None and self._ledger.path is not None and self._tally and self._tally.begun:
             found = [*self._earlier, *(s for s in read_file(self._ledger.path) if s.attempt == self._attempt)]
-            parts = by_outcome(found)
-            self._wasted = sum((u for name, u in parts.items() if name != "useful"), Usage())
+            self._wasted = wasted(by_outcome(found))
 
     def _beat_until_closed(self) -> None:
         due = self._clock() + self._period_ns

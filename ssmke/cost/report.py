@@ -15,7 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ssmke.cost.ledger.outcomes import OUTCOMES, is_stop, outcomes_by_attempt
+from ssmke.cost.ledger.outcomes import OUTCOMES, is_stop, outcomes_by_attempt, wasted
 from ssmke.cost.ledger.reader import Problems, Segment, ledger_files, read_run
 from ssmke.cost.ledger.usage import Usage, attempts_of, usage_of
 from ssmke.cost.ledger.writer import FOLDER
@@ -95,7 +95,7 @@ class RunReport:
     @property
     def wasted(self) -> Usage:
         """What crashes and preemptions cost: the lineage without its useful part."""
-        return sum((u for name, u in self.outcomes.items() if name != "useful"), Usage())
+        return wasted(self.outcomes)
 
     @property
     def recall_at_1(self) -> tuple[float, float] | None:

@@ -16,8 +16,10 @@ from ssmke.cli.cost.folder import add_prices, catalogue_of
 from ssmke.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ssmke.cost.efficiency.devices import DeviceSpec
     from ssmke.cost.estimates.estimate import Estimate
     from ssmke.cost.estimates.plan import Work
+    from ssmke.cost.prices.rent import Rent
     from ssmke.cost.report import RunReport
     from ssmke.recipes import Recipe
 
@@ -112,7 +114,6 @@ def forecast(arguments: argparse.Namespace) -> Estimate:
     from ssmke.cost.estimates import plan
     from ssmke.cost.estimates.estimate import Interval
     from ssmke.cost.estimates.whatif import devices_of
-    from ssmke.cost.prices.rent import rent
 
     check_price_choice(arguments)
     like = None if arguments.like is None else one_run(arguments.like)
@@ -138,15 +139,7 @@ def forecast(arguments: argparse.Namespace) -> Estimate:
     work = _noting(work, remark)
     if is_spot(arguments):
         work = _noting(work, "interruptions of a spot instance are not in it")
-    price = rent(
-        catalogue_of(arguments),
-        spec,
-        devices,
-        price=arguments.price,
-        provider=arguments.provider,
-        region=arguments.region,
-        tier=arguments.tier or "on_demand",
-    )
+    price = price_of(arguments, spec, devices)
     if arguments.pairs_per_second is not None:
         return plan.at_rate(work, arguments.pairs_per_second, spec, devices, price)
     if like is not None:
@@ -157,6 +150,21 @@ def forecast(arguments: argparse.Namespace) -> Estimate:
         plan.check_mfu(low, high)
         mfu = Interval.between(low, high)
     return plan.at_peak(work, spec, devices, price, dtype=arguments.dtype or "bf16", mfu=mfu)
+
+
+def price_of(arguments: argparse.Namespace, spec: DeviceSpec, devices: int) -> Rent:
+    """The hourly price that the arguments ask for; shared with ``whatif``."""
+    from ssmke.cost.prices.rent import rent
+
+    return rent(
+        catalogue_of(arguments),
+        spec,
+        devices,
+        price=arguments.price,
+        provider=arguments.provider,
+        region=arguments.region,
+        tier=arguments.tier or "on_demand",
+    )
 
 
 def check_price_choice(arguments: argparse.Namespace) -> None:
@@ -198,7 +206,7 @@ def one_run(folder: Path) -> RunReport:
 
 def _work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
     from ssmke.cost.estimates.plan import Work
-    from ssmke.cost.prices.words import counted
+    from ssmke.cost.words import counted
 
     for flag, most in (("pairs", MOST_PAIRS), ("epochs", MOST_EPOCHS), ("images", MOST_PAIRS)):
         value = getattr(arguments, flag)
@@ -225,7 +233,7 @@ def _work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
 def _recipe_work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
     from ssmke.cost.efficiency.flops import per_pair
     from ssmke.cost.estimates.plan import Work
-    from ssmke.cost.prices.words import counted
+    from ssmke.cost.words import counted
     from ssmke.models.shapes import shapes_of_recipe
     from ssmke.recipes import parse_recipe
 

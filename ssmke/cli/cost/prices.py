@@ -20,7 +20,7 @@ from ssmke.cost.prices.catalogue import Catalogue, Price
 from ssmke.cost.prices.days import iso_day, refuse_future, today_utc
 from ssmke.cost.prices.file import read_prices
 from ssmke.cost.prices.imports import Rejection
-from ssmke.cost.prices.words import counted
+from ssmke.cost.words import counted
 from ssmke.errors import ConfigError
 
 _HEAD = ("--cost.price", "what", "USD/h", "USD/GPU-h", "as of", "confidence")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
+from ssmke.cost.words import printable
+
 
 def write(text: str) -> None:
     """To standard output, what it cannot encode replaced; nothing if it is closed."""
@@ -19,11 +21,6 @@ def say(line: str) -> None:
 def complain(line: str) -> None:
     """One line to standard error, likewise."""
     _write(sys.stderr, printable(line) + "\n")
-
-
-def printable(text: str) -> str:
-    """Without control characters and line breaks: a folder's name must not drive the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _write(stream: TextIO | None, text: str) -> None:

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssmke.cli.cost.folder import catalogue_of
 from ssmke.cli.cost.forecast import (
     MOST_DEVICES,
     add_target,
@@ -14,6 +13,7 @@ from ssmke.cli.cost.forecast import (
     check_price_choice,
     is_spot,
     one_run,
+    price_of,
     show,
 )
 from ssmke.errors import ConfigError
@@ -51,7 +51,6 @@ def estimate(arguments: argparse.Namespace) -> Estimate:
 
     from ssmke.cost.efficiency.devices import named
     from ssmke.cost.estimates.whatif import devices_of, whatif
-    from ssmke.cost.prices.rent import rent
 
     if arguments.device is None:
         raise ConfigError("--on is missing: name the other hardware, e.g. --on H100")
@@ -60,15 +59,7 @@ def estimate(arguments: argparse.Namespace) -> Estimate:
     spec, remark = named(arguments.device)
     devices = devices_of(measured) if arguments.devices is None else arguments.devices
     check_count("--devices", devices, MOST_DEVICES)
-    price = rent(
-        catalogue_of(arguments),
-        spec,
-        devices,
-        price=arguments.price,
-        provider=arguments.provider,
-        region=arguments.region,
-        tier=arguments.tier or "on_demand",
-    )
+    price = price_of(arguments, spec, devices)
     found = whatif(
         measured,
         spec,

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from ssmke.cost.charts.axes import linear, logarithmic, tick_money
 from ssmke.cost.charts.labels import place
 from ssmke.cost.charts.scatter import label
-from ssmke.cost.charts.svg import printable, shorten
+from ssmke.cost.charts.svg import shorten
 from ssmke.cost.published.pareto import Panel, Point
+from ssmke.cost.words import printable
 from ssmke.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ssmke.cost.charts.axes import Axis
+from ssmke.cost.words import printable
 
 _SIZE = 1000  # units of the stretched viewBox, either way
 
@@ -63,11 +64,6 @@ class Range:
 def escape(text: object) -> str:
     """``text`` for HTML, without control and direction characters: a folder's name must not act on the page."""
     return html.escape(printable(str(text)), quote=True)
-
-
-def printable(text: str) -> str:
-    """``text`` with a mark in place of each character that shows nothing."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def shorten(text: str, length: int) -> str:

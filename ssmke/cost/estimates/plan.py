@@ -29,8 +29,8 @@ from ssmke.cost.estimates.whatif import (
 )
 from ssmke.cost.ledger.usage import HOUR_NS
 from ssmke.cost.prices.rent import Rent
-from ssmke.cost.prices.words import counted
 from ssmke.cost.report import RunReport
+from ssmke.cost.words import counted
 from ssmke.errors import ConfigError
 
 MFU = Interval(0.20, 0.30, 0.45)

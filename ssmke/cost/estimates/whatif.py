@@ -21,8 +21,8 @@ from ssmke.cost.estimates.estimate import Estimate, Interval, estimate
 from ssmke.cost.ledger.reader import ENERGY_ERROR
 from ssmke.cost.ledger.usage import HOUR_NS, Usage
 from ssmke.cost.prices.rent import Rent
-from ssmke.cost.prices.words import counted
 from ssmke.cost.report import RunReport
+from ssmke.cost.words import counted
 from ssmke.errors import ConfigError
 
 SCALED = ("train", "evaluation", "target_cache")

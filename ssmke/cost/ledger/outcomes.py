@@ -40,6 +40,11 @@ def by_outcome(found: Iterable[Segment]) -> dict[str, Usage]:
     return {name: sum((p[name] for p in parts), Usage()) for name in OUTCOMES}
 
 
+def wasted(parts: Mapping[str, Usage]) -> Usage:
+    """All that was not useful."""
+    return sum((usage for name, usage in parts.items() if name != "useful"), Usage())
+
+
 def outcomes_by_attempt(found: Iterable[Segment]) -> dict[str, dict[str, Usage]]:
     """Usage by attempt (in order of time) and outcome."""
     groups = attempts_of(found)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ssmke.cost.render.content import sections
 from ssmke.cost.render.parts import Section, Table
-from ssmke.cost.render.table import printable
+from ssmke.cost.words import printable
 
 if TYPE_CHECKING:
     from ssmke.cost.report import Report

@@ -8,7 +8,7 @@ from __future__ import annotations
 from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING
 
-from ssmke.cost.prices.words import counted as counted
+from ssmke.cost.words import counted as counted
 
 if TYPE_CHECKING:
     from ssmke.cost.ledger.usage import Usage

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from ssmke.cost.render.content import sections
 from ssmke.cost.render.parts import Column, Section, Table
+from ssmke.cost.words import printable
 
 if TYPE_CHECKING:
     from ssmke.cost.report import Report
@@ -32,11 +33,6 @@ _JOIN = "\N{NO-BREAK SPACE}"
 def render(report: Report, *, width: int, full: bool = False) -> str:
     """The whole report, ``width`` columns wide."""
     return "\n".join("\n".join(_section(s, width)) + "\n" for s in sections(report, full=full))
-
-
-def printable(text: str) -> str:
-    """Without control and direction characters: a folder's name must not drive the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def lines_of(table: Table, width: int) -> list[str]:
