@@ -76,6 +76,8 @@ def atomic_writer(path: Path) -> Iterator[HashingWriter]:
     Raises:
         DataError: the file system refused; the message names ``path`` and the remedy.
     """
+    if path.name in ("", "..") or os.path.isdir(path):  # noqa: PTH112 - Path.is_dir may raise
+        raise write_error(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         try:
@@ -114,6 +116,24 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """Create ``path`` and its parents; if the block fails, those of them that are new and still empty go again.
+
+    Raises:
+        DataError: it cannot be created.
+    """
+    new = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    make_folder(path)
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def encode_json(value: Any, *, indent: int | None = None) -> bytes:

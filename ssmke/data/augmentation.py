@@ -4,26 +4,37 @@ View v of a sample is the same in every run, on every rank, in every process, fo
 target computed once for (key, v) meets exactly the pixels that the student is shown. The canonical view
 (`canonical_box`) is the largest centred square, resized: short side to S, centre crop.
 
-Crops follow torchvision's RandomResizedCrop (area, log-uniform aspect ratio, ten tries, else centred); pixels
-are resized from the box by Pillow's bicubic filter with antialiasing, in one pass.
+Crops follow torchvision's RandomResizedCrop (area, log-uniform aspect ratio, ten tries, else centred). They are
+resized by torch's bicubic filter with antialiasing on bytes, which is vectorised: a fifth of the time of Pillow's,
+and the same to a grey level or two (0.004 on average). `show` goes from the encoded image to the view in one step, so
+that a large JPEG need not be decoded at its full size to be shown small (on average 0.8 grey levels from what the
+full size gives, as much as between one good filter and another).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import struct
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
 
+from ssmke.data.decode import EncodedImage
 from ssmke.errors import ConfigError
 
-Box = tuple[float, float, float, float]
+Box = tuple[int, int, int, int]
 """left, top, right, bottom in pixels of the source image."""
 
-VERSION = 1
+View = tuple[Box, bool]
+"""A crop, and whether it is flipped."""
+
+VERSION = 2
 """Increased whenever the same (key, view) would give other pixels; part of the cache's identity."""
 
 
@@ -56,39 +67,78 @@ class AugmentationConfig:
         return {**asdict(self), "version": VERSION}
 
 
-def view_box(key: str, view: int, width: int, height: int, config: AugmentationConfig) -> tuple[Box, bool]:
+def view_box(key: str, view: int, config: AugmentationConfig, width: int, height: int) -> View:
     """The crop of view ``view`` of sample ``key`` and whether it is flipped."""
-    digest = hashlib.blake2b(f"{key}\n{view}".encode(), digest_size=16).digest()
-    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-    flip = bool(rng.random() < config.flip)
     log_ratio = math.log(config.ratio)
-    for _ in range(10):
-        area = width * height * rng.uniform(config.crop_min, config.crop_max)
-        ratio = math.exp(rng.uniform(-log_ratio, log_ratio))
+    for attempt in range(10):
+        flip, share, log_r, x, y = _uniform(f"{key}\n{view}\n{attempt}")
+        if attempt == 0:
+            flipped = flip < config.flip
+        area = width * height * (config.crop_min + share * (config.crop_max - config.crop_min))
+        ratio = math.exp((2 * log_r - 1) * log_ratio)
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
-            return (left, top, left + w, top + h), flip
+            left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
+            return (left, top, left + w, top + h), flipped
     w = min(width, round(height * config.ratio))
     h = min(height, round(width * config.ratio))
     left, top = (width - w) // 2, (height - h) // 2
-    return (left, top, left + w, top + h), flip
+    return (left, top, left + w, top + h), flipped
+
+
+def _uniform(text: str) -> tuple[float, ...]:
+    """Five numbers in [0, 1) that ``text`` decides; a hash, as a random generator takes ten times longer to make."""
+    words = struct.unpack("<5Q", hashlib.blake2b(text.encode(), digest_size=40).digest())
+    return tuple((word >> 11) * 2.0**-53 for word in words)
 
 
 def canonical_box(width: int, height: int) -> Box:
     """The largest centred square: short side to S, then centre crop, in one box."""
     side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
+    left, top = (width - side) // 2, (height - side) // 2
     return (left, top, left + side, top + side)
 
 
-def render(image: Image.Image, box: Box, flip: bool, size: int) -> npt.NDArray[np.uint8]:
-    """The box of an RGB image resized to ``size``: uint8 [3, size, size], contiguous."""
-    if (image.size == (size, size)) and box == (0, 0, size, size):
-        crop = image
-    else:
-        crop = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    pixels = np.asarray(crop)  # [S, S, 3]
+def canonical_view(width: int, height: int) -> View:
+    """The canonical view: `canonical_box`, not flipped."""
+    return canonical_box(width, height), False
+
+
+def show(
+    image: EncodedImage, choose: Callable[[int, int], View], size: int, out: Tensor | None = None
+) -> npt.NDArray[np.uint8]:
+    """The view of an encoded image that ``choose(width, height)`` picks: uint8 [3, size, size].
+
+    Args:
+        image: JPEG, PNG or WebP; its decoded pixels are kept for further views.
+        choose: gives the crop and the flip.
+        size: side of the result in pixels.
+        out: where to write the result, uint8 [3, size, size].
+
+    Raises:
+        BadSample: as `decode.decode_image`.
+    """
+    width, height = image.size
+    (left, top, right, bottom), flip = choose(width, height)
+    # Never less than the pixels that are shown: from there on, resizing would have to invent some.
+    pixels = image.pixels(shrink=size / min(right - left, bottom - top))
+    # Whole pixels of the smaller image: less than a pixel of the view away from the crop that was asked for.
+    x, y = pixels.shape[1] / width, pixels.shape[0] / height
+    box = (round(left * x), round(top * y), round(right * x), round(bottom * y))
+    return render(pixels, box, flip, size, out)
+
+
+def render(
+    pixels: npt.NDArray[np.uint8], box: Box, flip: bool, size: int, out: Tensor | None = None
+) -> npt.NDArray[np.uint8]:
+    """The box of an RGB image [H, W, 3] resized to ``size``: uint8 [3, size, size]; written to ``out`` if given."""
+    left, top, right, bottom = box
+    crop = torch.from_numpy(pixels)[top:bottom, left:right].permute(
+        2, 0, 1
+    )  # [3, h, w], channels last in memory
+    if crop.shape[1:] != (size, size):
+        crop = interpolate(crop[None], (size, size), mode="bicubic", antialias=True)[0]  # [3, S, S]
     if flip:
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        crop = crop.flip(2)
+    shown = torch.empty(3, size, size, dtype=torch.uint8) if out is None else out
+    return shown.copy_(crop).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -28,39 +29,48 @@ class Batch:
     """(key, reason) of samples that could not be used and were replaced."""
     real_tokens: int = 0
     """Text tokens without padding, counted on the host where the batch is made."""
+    packing: tuple[Tensor, ...] = ()
+    """For each micro-batch its captions in packed rows, int64 [R, W] (`packing.pack`); empty: they stay padded."""
+    kept: Tensor | None = None
+    """Patches of each image that the student sees, int64 [B, K]; None: all."""
+
+    @property
+    def computed_tokens(self) -> int:
+        """Places that the text encoder computes, padding and empty ones included."""
+        return sum(rows.numel() for rows in self.packing) if self.packing else self.ids.numel()
 
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch."""
+        optional = [tensor for tensor in (self.targets, self.kept) if tensor is not None]
+        return [self.images, self.ids, self.mask, self.image_ids, *optional, *self.packing]
+
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on ``device``; pinned host memory is copied without waiting."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        return replace(
-            self,
-            images=move(self.images),
-            ids=move(self.ids),
-            mask=move(self.mask),
-            image_ids=move(self.image_ids),
-            targets=None if self.targets is None else move(self.targets),
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by the DataLoader)."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            images=self.images.pin_memory(),
-            ids=self.ids.pin_memory(),
-            mask=self.mask.pin_memory(),
-            image_ids=self.image_ids.pin_memory(),
-            targets=None if self.targets is None else self.targets.pin_memory(),
+            images=change(self.images),
+            ids=change(self.ids),
+            mask=change(self.mask),
+            image_ids=change(self.image_ids),
+            targets=None if self.targets is None else change(self.targets),
+            packing=tuple(change(rows) for rows in self.packing),
+            kept=None if self.kept is None else change(self.kept),
         )
 
     def split(self, parts: int) -> list[Batch]:
-        """``parts`` equal micro-batches, in order."""
+        """``parts`` equal micro-batches, in order; a batch that is packed was packed for them."""
         size = len(self) // parts
+        assert not self.packing or len(self.packing) == parts
         return [
             Batch(
                 self.images[start : start + size],
@@ -68,6 +78,8 @@ class Batch:
                 self.mask[start : start + size],
                 self.image_ids[start : start + size],
                 None if self.targets is None else self.targets[start : start + size],
+                packing=self.packing[number : number + 1],
+                kept=None if self.kept is None else self.kept[start : start + size],
             )
-            for start in range(0, size * parts, size)
+            for number, start in enumerate(range(0, size * parts, size))
         ]

@@ -14,6 +14,8 @@ from ssmke.errors import BadSample
 
 MAX_CHARACTERS = 2000
 """Far above the 64 tokens that the text encoder reads (about 400 characters), far below what hurts."""
+_LAST_WORD = 100
+"""A longer last word is cut, a shorter one left out."""
 
 # Control characters carry no meaning in a caption; neither do the zero-width space and the byte-order mark.
 # Other format characters stay: joiners are part of the spelling in several scripts.
@@ -21,11 +23,10 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b\ufeff]")
 
 
 def clean_caption(raw: str | bytes) -> str:
-    """Normalise to NFC, turn control characters and runs of whitespace into single spaces, cut at a word.
+    """Normalise to NFC, turn control characters and runs of whitespace into single spaces, cut the end off.
 
     Raises:
-        BadSample: "caption not UTF-8" for undecodable bytes, or for text with lone surrogates (what bytes
-        that
+        BadSample: "caption not UTF-8" for undecodable bytes, or for text with lone surrogates (what bytes that
             are not UTF-8 become when they are read with ``errors="surrogateescape"``); "empty caption".
     """
     try:
@@ -38,8 +39,9 @@ def clean_caption(raw: str | bytes) -> str:
         raise BadSample("caption not UTF-8", str(error)) from None
     text = " ".join(_CONTROL.sub(" ", unicodedata.normalize("NFC", text)).split())
     if len(text) > MAX_CHARACTERS:
-        head = text[: MAX_CHARACTERS + 1]
-        text = head.rsplit(" ", 1)[0] if " " in head else head[:MAX_CHARACTERS]
+        # In scripts without spaces the last one may be far away, and what follows it the whole caption.
+        space = text.rfind(" ", MAX_CHARACTERS - _LAST_WORD, MAX_CHARACTERS + 1)
+        text = text[: MAX_CHARACTERS if space < 0 else space]
     if not text:
         raise BadSample("empty caption")
     return text

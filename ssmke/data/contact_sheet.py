@@ -8,10 +8,15 @@ Greek and Cyrillic letters only, others show as boxes. About 10 ms a cell.
 from __future__ import annotations
 
 import bisect
+import io
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from ssmke.data.atomic import atomic_writer, make_folder
+from ssmke.errors import ConfigError
 
 RIGHT = "#2f9e62"
 WRONG = "#d64545"
@@ -31,6 +36,11 @@ _LEADING = 20
 _BETWEEN = 7  # between one caption and the next
 _BULLET = 13
 _BORDER = 6
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+_LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
+"""In pixels; what their encoders can write."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -106,6 +116,36 @@ def placeholder(reason: str, side: int = 256) -> Image.Image:
     draw = ImageDraw.Draw(tile)
     draw.text((side / 2, side / 2), reason, font=ImageFont.load_default(18), fill=WRONG, anchor="mm")
     return tile
+
+
+def check_sheet_name(path: Path, flag: str) -> None:
+    """ConfigError if the name of the picture to write, given by ``flag``, is of no kind that `save_sheet` writes."""
+    if path.suffix.lower() not in _FORMATS:
+        raise ConfigError(f"{flag} {path}: the name must end in one of {', '.join(_FORMATS)}")
+
+
+def save_sheet(sheet: Image.Image, path: Path, flag: str = "--out", smaller: str = "") -> None:
+    """Write a sheet as PNG, JPEG or WebP by its name's ending, whole or not at all; its folder is made.
+
+    ``smaller``, such as ", or give fewer --count", ends the error of a sheet that is too large.
+
+    Raises:
+        ConfigError: another ending, or a sheet too large for that kind of file; names ``flag``.
+        DataError: it cannot be written.
+    """
+    check_sheet_name(path, flag)
+    kind = _FORMATS[path.suffix.lower()]
+    longest = _LONGEST_SIDE.get(kind)
+    if longest is not None and max(sheet.size) > longest:
+        raise ConfigError(
+            f"{flag} {path}: a sheet of {sheet.width:,} x {sheet.height:,} pixels does not fit into a {kind} file, "
+            f"which has at most {longest:,} a side: let the name end in .png{smaller}"
+        )
+    buffer = io.BytesIO()
+    sheet.save(buffer, kind)
+    make_folder(path.parent)
+    with atomic_writer(path) as file:
+        file.write(buffer.getvalue())
 
 
 def _paste(

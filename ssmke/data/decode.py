@@ -8,21 +8,30 @@
   the original's loaders ignore it.)
 - Transparency is flattened on white; 16-bit grey is scaled to 8 bits (a plain conversion would clip it).
 - Truncated images are refused rather than padded with grey: half a picture does not match its caption.
+
+`decode_image` gives all of that for any file. `EncodedImage` gives the same pixels as an array, faster for what
+shards mostly hold: an upright JPEG goes through libjpeg-turbo directly (a quarter less time than through PIL) and
+is decoded at a half, quarter or eighth of its size where that is all that is shown. Anything else goes through PIL.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
 
 import numpy as np
+import numpy.typing as npt
+import simplejpeg
 from PIL import Image
 
 from ssmke.errors import BadSample
 
 MAX_PIXELS = 89_478_485
 """PIL's own bound: a quarter of a gigabyte as RGB."""
+_MAX_SCANNED = 16 * MAX_PIXELS
+"""Pixels times scans of a JPEG; progressive ones have about ten."""
 MIN_SIDE = 16
 """Below one ViT patch there is nothing to see (tracking pixels, spacers)."""
 
@@ -47,6 +56,9 @@ _DAMAGED = (
     LookupError,
     TypeError,
     OverflowError,
+    AssertionError,
+    AttributeError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )
@@ -78,6 +90,82 @@ def decode_image(data: bytes) -> Image.Image:
         BadSample: "empty file", "not an image", "unsupported format", "unsupported mode", "too many pixels",
             "too small" or "truncated image".
     """
+    return _load(_open(data))
+
+
+class EncodedImage:
+    """An image of which only the header was read; its size is known and in bounds.
+
+    Raises:
+        BadSample: as `decode_image`, as far as the header tells.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._plain = _plain_jpeg_size(data)
+        self._decoded: dict[int, npt.NDArray[np.uint8]] = {}  # by denominator: views of one image share them
+        if self._plain is None:
+            self.size = self._pil.size
+        else:
+            _check_size(*self._plain)
+            _check_scans(data, *self._plain)
+            self.size = self._plain
+        """Width and height, upright."""
+
+    @functools.cached_property
+    def _pil(self) -> Image.Image:
+        return decode_image(self._data)
+
+    def pixels(self, shrink: float = 1.0) -> npt.NDArray[np.uint8]:
+        """RGB pixels, uint8 [H, W, 3]; a plain JPEG is decoded at the smallest of 1, 1/2, 1/4, 1/8 of its size that
+        is at least ``shrink`` of it. Not to be changed: asked again, it is the same array.
+
+        Raises:
+            BadSample: "truncated image".
+        """
+        denominator = 1
+        if self._plain is not None:
+            denominator = next(d for d in (8, 4, 2, 1) if d == 1 or 1 / d >= shrink)
+        if denominator not in self._decoded:
+            self._decoded[denominator] = self._decode(denominator)
+        return self._decoded[denominator]
+
+    def _decode(self, denominator: int) -> npt.NDArray[np.uint8]:
+        if self._plain is not None:
+            least = [-(-side // denominator) for side in self._plain]
+            try:
+                pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
+                    self._data, min_width=least[0], min_height=least[1]
+                )
+                return pixels
+            except ValueError:
+                pass  # also raised for what PIL and every browser take, such as bytes after a segment's end
+        return np.array(self._pil)  # a copy, because torch wants memory that could be written to
+
+
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG that is grey or YCbCr and not turned by EXIF; None for anything else."""
+    # Images that have EXIF and stand upright all the same only lose the short cut.
+    if not data.startswith(b"\xff\xd8\xff") or _has_exif(data):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (width, height) if colours in ("YCbCr", "Gray") else None
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether one of a JPEG's segments before its pixels is EXIF."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        if data[at + 1 : at + 2] == b"\xe1" and data[at + 4 : at + 10] == b"Exif\0\0":
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
+def _open(data: bytes) -> Image.Image:
     extension = image_extension(data)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=(_PIL_FORMAT[extension],))
@@ -86,11 +174,39 @@ def decode_image(data: bytes) -> Image.Image:
     except _DAMAGED as error:
         # The first bytes were right, so this is the beginning of an image.
         raise BadSample("truncated image", str(error)) from None
-    width, height = image.size
+    _check_size(*image.size)
+    if extension == "jpg":
+        _check_scans(data, *image.size)
+    return image
+
+
+def _check_scans(data: bytes, width: int, height: int) -> None:
+    """A progressive JPEG is gone through once for each scan, and a scan may be told in 12 bytes."""
+    if b"\xff\xc2" not in data:  # no frame of it is progressive
+        return
+    # Within a scan no byte that is 0xFF goes unmarked. After the image there may be others, and whole films.
+    scans = data.count(b"\xff\xda", 0, _end_of_image(data))
+    if scans * width * height > _MAX_SCANNED:
+        raise BadSample("too many pixels", f"{width} x {height} in {scans} scans")
+
+
+def _end_of_image(data: bytes) -> int:
+    """Where the first image after the headers ends; those may hold thumbnails, which have ends of their own."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"\xda", b"\xff", b""):
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    end = data.find(b"\xff\xd9", at)
+    return len(data) if end < 0 else end
+
+
+def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise BadSample("too many pixels", f"{width} x {height}")
     if min(width, height) < MIN_SIDE:
         raise BadSample("too small", f"{width} x {height}")
+
+
+def _load(image: Image.Image) -> Image.Image:
     try:
         image.load()
         return _upright(_to_rgb(image), image)

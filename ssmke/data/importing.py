@@ -1,44 +1,44 @@
-"""From image files with captions to a dataset directory: in parallel, resumable, every image checked.
+"""From images with captions to a dataset directory: in parallel, resumable, every image checked.
 
-Sources (`ssmke.data.sources`) say which files, captions and splits there are; this module does the rest, the
-same for all of them. Entries are dealt to shards beforehand, in their order, by count and file size: a pure
-function of the entries and the files' sizes, so the same import gives the same bytes. Workers then write
-whole shards, decoding every image once to know that it can be. Images are stored as they are (``max_side``
-re-encodes larger ones). What cannot be used is skipped, counted by reason in the manifest and listed in
-``skipped.jsonl``.
+Sources (`ssmke.data.sources`) plan the shards: what each is made of, and a digest of that, so that the same
+import gives the same bytes. This module does the rest, the same for all of them. Workers write whole shards,
+decoding every image once to know that it can be. Images are stored as they are (``max_side`` re-encodes
+larger ones, `ssmke.data.resizing`). What cannot be used, and what the cleaning options leave out, is skipped,
+counted by reason in the manifest and listed in ``skipped.jsonl``.
 
-Finished shards are recorded (`ssmke.data.import_state`). Run again, an import keeps every shard whose
-entries, files and SHA-256 are unchanged and writes the rest, so images that were missing the first time may
-simply be added. Cost: mostly the decoding, 0.4 ms for a 224-pixel JPEG and growing with the pixels, per core.
+Finished shards are recorded (`ssmke.data.import_state`). Run again, an import keeps every shard whose plan and
+SHA-256 are unchanged and writes the rest, so images that were missing the first time may simply be added. What
+was left out is on the disk there, shard by shard; in memory are only counts, however much it is.
+Cost: mostly the decoding, 0.13 ms for a 224-pixel JPEG and growing with the pixels, per core.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
-import io
 import itertools
-import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from ssmke.data.atomic import atomic_writer, encode_json, make_folder
-from ssmke.data.captions import clean_caption
-from ssmke.data.decode import decode_image
-from ssmke.data.import_state import FinishedShard, ImportState, Skip
+from ssmke.data.import_state import FinishedShard, ImportState, Skip, SourceFile, skip_order
 from ssmke.data.manifest import FILE_NAME, Manifest, ShardInfo, Split
 from ssmke.data.parallel import Progress, run_jobs, tick
+from ssmke.data.quality.cleaning import CleaningConfig, usable_captions
+from ssmke.data.resizing import stored_image
 from ssmke.data.shards import Sample, ShardIndex, file_sha256, index_path, write_shard
 from ssmke.errors import BadSample, ConfigError, DataError
 
 MAX_FILE_BYTES = 256 << 20
-JPEG_QUALITY = 92
+MAX_EXTRA_CHARACTERS = 2048
+EVALUATION_SPLITS = ("val", "test")
 SKIPPED_NAME = "skipped.jsonl"
+UNREADABLE = "unreadable file"
+"""Reason of what the file system refused: the only one that another run may find gone with nothing changed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,23 +62,6 @@ class StorageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """One image file with its captions."""
-
-    number: int
-    """Its position in the source, for reports."""
-    file: str
-    """Path below the image folder."""
-    key: str
-    """Key in the shards (see `ssmke.data.shards.make_key`)."""
-    split: str
-    captions: tuple[str, ...]
-    """Raw captions."""
-    extra: Mapping[str, Any]
-    """Ids of the source, kept in the sample's JSON."""
-
-
-@dataclasses.dataclass(frozen=True)
 class ImportReport:
     """What an import did."""
 
@@ -88,169 +71,194 @@ class ImportReport:
     written: int
     """Shards written by this one."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What the user should know: which of several files was taken, what the source does not say."""
 
 
-def import_entries(
+class ShardContent(Protocol):
+    """What a shard is made of; pickled to the worker that makes it."""
+
+    def samples(self, skips: list[Skip]) -> Iterator[Sample]:
+        """Read the samples one by one, calling `tick` for each; what is left out goes to ``skips``."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardPlan:
+    """A shard to be made."""
+
+    file: str
+    """Name of the tar."""
+    split: str
+    plan: str
+    """Digest of everything that the content depends on, apart from the identity of the import."""
+    content: ShardContent
+    origin: SourceFile | None = None
+    """The file of the source that it is made of, if it is one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checks:
+    """What an image with captions has to pass to become a sample."""
+
+    source: str
+    """Name of the dataset."""
+    split: str
+    max_side: int
+    clean: CleaningConfig
+    """Not for `EVALUATION_SPLITS`: results on them stay comparable with others'."""
+
+    @property
+    def _clean(self) -> CleaningConfig:
+        return CleaningConfig() if self.split in EVALUATION_SPLITS else self.clean
+
+    def sample(
+        self,
+        place: Skip,
+        key: str,
+        captions: Sequence[str],
+        read: Callable[[], bytes],
+        extra: Mapping[str, Any],
+        skips: list[Skip],
+    ) -> Sample | None:
+        """The sample, or None with the reasons in ``skips``.
+
+        Args:
+            place: the skip that it would become, but for the reason.
+            key: of the sample.
+            captions: as the source has them.
+            read: gives the image file; called only if there is a caption for it. Raises `BadSample`.
+            extra: as in `Sample`.
+            skips: where the reasons go.
+        """
+        kept, dropped = usable_captions(captions, self._clean)
+        skips.extend(
+            dataclasses.replace(place, reason=error.reason, detail=error.detail, caption=number)
+            for number, error in dropped
+        )
+        try:
+            if not kept:
+                raise BadSample("no usable caption")
+            image = stored_image(read(), self._clean, max_side=self.max_side)
+        except BadSample as error:
+            skips.append(dataclasses.replace(place, reason=error.reason, detail=error.detail))
+            return None
+        return Sample(key, image, tuple(kept), self.source, extra)
+
+
+def pick_extra(raw: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    """Those of ``fields`` that are a number or a short text: what is kept of foreign JSON, whatever is in it."""
+    picked: dict[str, Any] = {}
+    for field in fields:
+        value = raw.get(field)
+        if isinstance(value, str) and len(value) <= MAX_EXTRA_CHARACTERS:
+            with contextlib.suppress(UnicodeError):
+                value.encode()
+                picked[field] = value
+        elif type(value) is int and abs(value) < 1 << 63:
+            picked[field] = value
+    return picked
+
+
+def import_shards(
     name: str,
-    images: Path,
-    entries: Sequence[Entry],
-    skips: Sequence[Skip],
+    plans: Iterable[ShardPlan],
     out: Path,
     identity: Mapping[str, Any],
     source: Mapping[str, Any],
-    storage: StorageConfig,
+    skips: Sequence[Skip] = (),
+    left_out: Mapping[str, int] = MappingProxyType({}),
     workers: int = 1,
-    on_total: Callable[[int], None] = lambda images: None,
     on_items: Progress = lambda images: None,
+    notes: Sequence[str] = (),
+    origins: Sequence[SourceFile] = (),
 ) -> ImportReport:
-    """Write ``entries`` to the dataset directory ``out``; an import that was stopped goes on where it was.
+    """Make the planned shards in the dataset directory ``out``; stopped, an import goes on where it was.
 
     Args:
-        name: of the dataset; every sample's ``source``.
-        images: folder that the entries' files are below.
-        entries: what to import; their keys must be unique.
-        skips: what the source already had to leave out.
+        name: of the dataset.
+        plans: the shards, in order; asked for when ``out`` is known to be ours.
         out: the dataset directory.
         identity: what makes this import the same as one before, by flag name; told apart in the error.
         source: facts for the manifest.
-        storage: how images are stored.
+        skips: what the source already had to leave out; listed and counted.
+        left_out: what it left out besides, by reason; only counted, where a list would be too long.
         workers: processes.
-        on_total: called once with the number of entries.
-        on_items: called with the number of entries done since the last call.
+        on_items: called with the number of images done since the last call.
+        notes: as in `ImportReport`.
+        origins: all files of a source whose shards are made of one each, also those that no shard is planned of.
 
     Raises:
-        DataError: ``out`` holds something else (the difference is named) or cannot be written, or no entry at
-            all could be used.
+        DataError: ``out`` holds something else (the difference is named), or images of a file that is not among
+            ``origins``; it cannot be written; or no image at all could be used.
     """
     begin = time.monotonic()
     make_folder(out)
-    identity = dict(identity) | {
-        f"--{field.replace('_', '-')}": value for field, value in dataclasses.asdict(storage).items()
-    }
     with ImportState.open(out, identity) as state:
-        on_total(len(entries))
-        jobs = [
-            _job(out, images, name, split, number, shard, storage.max_side, state)
-            for split, number, shard in _deal(images, entries, storage)
-        ]
+        state.refuse_gone(origins)
+        jobs = [_Job(plan, out / plan.file, state.finished(plan.file, plan.plan)) for plan in plans]
         if any(job.finished is None for job in jobs):
             # A directory with a manifest is complete; from here on this one is not.
             (out / FILE_NAME).unlink(missing_ok=True)
 
-        def record(number: int, result: _ShardResult) -> None:
-            if not result.reused:
-                state.record(jobs[number].path.name, jobs[number].plan, result.info, result.skips)
+        def record(number: int, result: _Result) -> FinishedShard:
+            plan, before = jobs[number].plan, jobs[number].finished
+            if result.reused and before is not None:
+                return before
+            again = any(skip.reason == UNREADABLE for skip in result.skips)
+            return state.record(plan.file, "" if again else plan.plan, result.info, result.skips, plan.origin)
 
-        results = run_jobs(_make_shard, jobs, workers, on_items, record)
-        all_skips = sorted(
-            itertools.chain(skips, *(result.skips for result in results)),
-            key=lambda skip: (skip.entry, -1 if skip.caption is None else skip.caption),
-        )
-        _write_skips(out / SKIPPED_NAME, all_skips)
-        manifest = Manifest(name, source, _splits(jobs, results), Counter(skip.reason for skip in all_skips))
+        shards = run_jobs(_make_shard, jobs, workers, on_items, record)
+        listed = sum((Counter(shard.skipped) for shard in shards), Counter(skip.reason for skip in skips))
+        _write_skips(out / SKIPPED_NAME, listed.total(), skips, state, [job.plan.file for job in jobs])
+        for file in state.files() - {job.plan.file for job in jobs}:
+            # Made by a run before, when the source had more shards.
+            (out / file).unlink(missing_ok=True)
+            index_path(out / file).unlink(missing_ok=True)
+        skipped = dict(sorted((listed + Counter(left_out)).items()))
+        manifest = Manifest(name, source, _splits(jobs, shards), skipped)
         if not manifest.images:
             counts = ", ".join(f"{count} x {reason}" for reason, count in manifest.skipped.items())
             raise DataError(f"nothing could be imported to {out}: {counts or 'no entries'}.")
         manifest.save(out)
-    reused = sum(result.reused for result in results)
-    return ImportReport(manifest, reused, len(jobs) - reused, time.monotonic() - begin)
+    with_images = [(job, shard) for job, shard in zip(jobs, shards, strict=True) if shard.info is not None]
+    reused = sum(shard is job.finished for job, shard in with_images)
+    return ImportReport(manifest, reused, len(with_images) - reused, time.monotonic() - begin, tuple(notes))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stamped:
-    """An entry with the size and time of its file; None where there is no file."""
-
-    entry: Entry
-    size: int | None
-    time: int | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _ShardJob:
+class _Job:
     """Everything a worker needs to make one shard."""
 
+    plan: ShardPlan
     path: Path
-    images: Path
-    source: str
-    split: str
-    entries: tuple[Entry, ...]
-    max_side: int
-    plan: str
-    """Digest of the entries and of their files' sizes and times."""
     finished: FinishedShard | None
     """The shard of an earlier run, if it had the same plan."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _ShardResult:
-    info: ShardInfo | None
-    """None if none of its entries could be used."""
-    skips: tuple[Skip, ...]
-    reused: bool
+class _Result:
+    info: ShardInfo | None = None
+    """None if nothing of it could be used."""
+    skips: tuple[Skip, ...] = ()
+    reused: bool = False
+    """Whether the shard of an earlier run is still right; then nothing else is told."""
 
 
-def _deal(
-    images: Path, entries: Sequence[Entry], storage: StorageConfig
-) -> Iterator[tuple[str, int, list[_Stamped]]]:
-    """Deal entries to shards: ``(split, number in the split, entries)``."""
-    splits: dict[str, list[Entry]] = {}
-    for entry in entries:
-        splits.setdefault(entry.split, []).append(entry)
-    limit = storage.shard_megabytes << 20
-    for split, members in splits.items():
-        number, size, shard = 0, 0, list[_Stamped]()
-        for stamped in (_stamp(images, entry) for entry in members):
-            # A tar pads and heads each of its two members: about 2 KB a sample.
-            needs = (stamped.size or 0) + 2048
-            if shard and (len(shard) == storage.shard_images or size + needs > limit):
-                yield split, number, shard
-                number, size, shard = number + 1, 0, []
-            shard.append(stamped)
-            size += needs
-        yield split, number, shard
-
-
-def _stamp(images: Path, entry: Entry) -> _Stamped:
-    try:
-        facts = (images / entry.file).stat()
-    except (OSError, ValueError):
-        return _Stamped(entry, None, None)
-    return _Stamped(entry, facts.st_size, facts.st_mtime_ns)
-
-
-def _job(
-    out: Path,
-    images: Path,
-    source: str,
-    split: str,
-    number: int,
-    shard: Sequence[_Stamped],
-    max_side: int,
-    state: ImportState,
-) -> _ShardJob:
-    name = f"{split}-{number:05d}.tar"
-    # ASCII, because captions that are not UTF-8 are only found out by the worker.
-    plan = hashlib.sha256(
-        repr([dataclasses.astuple(stamped) for stamped in shard]).encode("ascii", "backslashreplace")
-    )
-    entries = tuple(stamped.entry for stamped in shard)
-    finished = state.finished(name, plan.hexdigest())
-    return _ShardJob(out / name, images, source, split, entries, max_side, plan.hexdigest(), finished)
-
-
-def _make_shard(job: _ShardJob) -> _ShardResult:
-    if job.finished is not None and _intact(job.path, job.finished.info):
-        tick(len(job.entries))
-        return _ShardResult(job.finished.info, job.finished.skips, reused=True)
+def _make_shard(job: _Job) -> _Result:
+    before = job.finished
+    if before is not None and _intact(job.path, before.info):
+        tick(before.images_left_out + (0 if before.info is None else before.info.images))
+        return _Result(reused=True)
     skips: list[Skip] = []
-    samples = _samples(job, skips)
+    samples = job.plan.content.samples(skips)
     first = next(samples, None)
     if first is None:
         job.path.unlink(missing_ok=True)
         index_path(job.path).unlink(missing_ok=True)
-        return _ShardResult(None, tuple(skips), reused=False)
-    info = write_shard(job.path, itertools.chain([first], samples), job.split)
-    return _ShardResult(info, tuple(skips), reused=False)
+        return _Result(None, tuple(skips))
+    info = write_shard(job.path, itertools.chain([first], samples), job.plan.split)
+    return _Result(info, tuple(skips))
 
 
 def _intact(path: Path, info: ShardInfo | None) -> bool:
@@ -265,60 +273,22 @@ def _intact(path: Path, info: ShardInfo | None) -> bool:
     return True
 
 
-def _samples(job: _ShardJob, skips: list[Skip]) -> Iterator[Sample]:
-    for entry in job.entries:
-        captions: list[str] = []
-        for number, raw in enumerate(entry.captions):
-            try:
-                captions.append(clean_caption(raw))
-            except BadSample as error:
-                skips.append(Skip(entry.number, entry.file, entry.split, error.reason, error.detail, number))
-        try:
-            if not captions:
-                raise BadSample("no usable caption")
-            image = _read_image(job.images / entry.file, job.max_side)
-        except BadSample as error:
-            skips.append(Skip(entry.number, entry.file, entry.split, error.reason, error.detail))
-        else:
-            yield Sample(entry.key, image, tuple(captions), job.source, entry.extra)
-        tick()
-
-
-def _read_image(path: Path, max_side: int) -> bytes:
-    """The bytes to store, known to decode."""
-    try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise BadSample("not a file")  # reading a pipe or device might never end
-        if facts.st_size > MAX_FILE_BYTES:
-            raise BadSample("file too large", f"{facts.st_size:,} bytes")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise BadSample("missing file") from None
-    except OSError as error:
-        raise BadSample("unreadable file", error.strerror or str(error)) from None
-    image = decode_image(data)
-    if max_side == 0 or max(image.size) <= max_side:
-        return data
-    scale = max_side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    buffer = io.BytesIO()
-    image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
-
-
-def _splits(jobs: Sequence[_ShardJob], results: Sequence[_ShardResult]) -> dict[str, Split]:
+def _splits(jobs: Sequence[_Job], made: Sequence[FinishedShard]) -> dict[str, Split]:
     shards: dict[str, list[ShardInfo]] = {}
-    for job, result in zip(jobs, results, strict=True):
-        if result.info is not None:
-            shards.setdefault(job.split, []).append(result.info)
+    for job, shard in zip(jobs, made, strict=True):
+        if shard.info is not None:
+            shards.setdefault(job.plan.split, []).append(shard.info)
     return {split: Split(tuple(infos)) for split, infos in shards.items()}
 
 
-def _write_skips(path: Path, skips: Sequence[Skip]) -> None:
-    if not skips:
+def _write_skips(
+    path: Path, count: int, source: Sequence[Skip], state: ImportState, shards: Sequence[str]
+) -> None:
+    """List what the source left out, then what each shard did."""
+    if not count:
         path.unlink(missing_ok=True)
         return
     with atomic_writer(path) as file:
-        for skip in skips:
-            file.write(encode_json(dataclasses.asdict(skip)))
+        for skips in itertools.chain([sorted(source, key=skip_order)], map(state.skips, shards)):
+            for skip in skips:
+                file.write(encode_json(vars(skip)))

@@ -24,6 +24,7 @@ FORMAT = "ssmke-shards/1"
 FILE_NAME = "manifest.json"
 IMPORT_STATE_NAME = "import.state.jsonl"
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+TAR_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}\.tar")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,14 +120,23 @@ class Manifest:
             raise DataError(_missing(path)) from None
         except NotADirectoryError:
             raise DataError(f"{path.parent} is a file; a dataset is a folder with a {FILE_NAME}.") from None
+        except IsADirectoryError:
+            raise DataError(_garbled(path, "it is a folder, not a file")) from None
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}.") from error
         except UnicodeDecodeError:
             raise DataError(_garbled(path, "it is not UTF-8 text")) from None
         try:
             content = json.loads(text)
+            # JSON may spell half of a surrogate pair, which no terminal and no file can take.
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            before = error.object[max(0, error.start - 20) : error.start]
+            raise DataError(_garbled(path, f"the text after {before!r} is not Unicode")) from None
         except ValueError as error:
             raise DataError(_garbled(path, f"it is not JSON ({error})")) from None
+        except RecursionError:
+            raise DataError(_garbled(path, "it is nested too deeply")) from None
         if not isinstance(content, dict) or "format" not in content:
             raise DataError(_garbled(path, 'it has no "format"'))
         if content["format"] != FORMAT:
@@ -174,7 +184,9 @@ def _missing(path: Path) -> str:
     if not path.parent.exists():
         return f"{path.parent} does not exist: give the folder of a dataset (one with a {FILE_NAME})."
     if (path.parent / IMPORT_STATE_NAME).exists():
-        return f"{path.parent} holds an import that has not finished: run the same `ssmke data import` again."
+        return (
+            f"{path.parent} holds an import that has not finished: run the same `ssmke data` command again."
+        )
     return (
         f"{path.parent} has no {FILE_NAME}, so it is not a dataset: make one with `ssmke data make scenes "
         f"--out DIR` or `ssmke data import karpathy ... --out DIR`."
@@ -201,6 +213,9 @@ def _shard(value: Any, where: str) -> ShardInfo:
         raise _Garbled(f"{where[:-1]} is not an object")
     kinds = {"file": str, "images": int, "captions": int, "bytes": int, "sha256": str, "keys_sha256": str}
     shard = ShardInfo(**{name: _field(value, name, kind, where) for name, kind in kinds.items()})
-    if Path(shard.file).name != shard.file:
-        raise _Garbled(f"{where}file is {shard.file!r}, but must be a plain file name")
+    if not TAR_NAME.fullmatch(shard.file):
+        raise _Garbled(
+            f"{where}file is {shard.file[:250]!r}, but must be a plain file name of letters, digits, _, - and dots "
+            f"that ends in .tar"
+        )
     return shard

@@ -19,12 +19,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from ssmke.errors import DataError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+Kept = TypeVar("Kept")
 Progress = Callable[[int], None]
 """Called in the parent with the number of items done since the last call."""
 
@@ -44,13 +45,29 @@ def tick(items: int = 1) -> None:
     _on_tick(items)
 
 
+@overload
+def run_jobs(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, on_items: Progress = ...
+) -> list[Result]: ...
+
+
+@overload
 def run_jobs(
     function: Callable[[Job], Result],
     jobs: Sequence[Job],
     workers: int,
+    on_items: Progress,
+    on_result: Callable[[int, Result], Kept],
+) -> list[Kept]: ...
+
+
+def run_jobs(
+    function: Callable[[Any], Any],
+    jobs: Sequence[Any],
+    workers: int,
     on_items: Progress = lambda items: None,
-    on_result: Callable[[int, Result], None] = lambda number, result: None,
-) -> list[Result]:
+    on_result: Callable[[int, Any], Any] = lambda number, result: result,
+) -> list[Any]:
     """Run ``function`` on every job; gives the results in the order of the jobs.
 
     ``function``, jobs and results must be picklable. The first exception of a job, or of a callback, is
@@ -61,7 +78,8 @@ def run_jobs(
         jobs: its arguments.
         workers: processes; with 1 or less the jobs run in this one.
         on_items: called with the number of items done since the last call.
-        on_result: called with the number of each job and its result as soon as it is finished, in any order.
+        on_result: called with the number of each job and its result as soon as it is finished, in any order;
+            gives what is kept of the result, so that large ones need not all lie in memory.
 
     Raises:
         DataError: a worker process died.
@@ -72,46 +90,43 @@ def run_jobs(
 
 
 def _in_place(
-    function: Callable[[Job], Result],
-    jobs: Sequence[Job],
+    function: Callable[[Any], Any],
+    jobs: Sequence[Any],
     on_items: Progress,
-    on_result: Callable[[int, Result], None],
-) -> list[Result]:
+    on_result: Callable[[int, Any], Any],
+) -> list[Any]:
     global _on_tick
     before, _on_tick = _on_tick, on_items
-    results = []
     try:
-        for number, job in enumerate(jobs):
-            results.append(function(job))
-            on_result(number, results[-1])
+        return [on_result(number, function(job)) for number, job in enumerate(jobs)]
     finally:
         _on_tick = before
-    return results
 
 
 def _in_pool(
-    function: Callable[[Job], Result],
-    jobs: Sequence[Job],
+    function: Callable[[Any], Any],
+    jobs: Sequence[Any],
     workers: int,
     on_items: Progress,
-    on_result: Callable[[int, Result], None],
-) -> list[Result]:
+    on_result: Callable[[int, Any], Any],
+) -> list[Any]:
     context = multiprocessing.get_context("spawn")
     done, stop = context.Value("q", 0), context.Event()
     reported = 0
+    kept: dict[int, Any] = {}
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (done, stop))
     try:
-        futures = [pool.submit(function, job) for job in jobs]
-        numbers = {future: number for number, future in enumerate(futures)}
-        waiting = set(futures)
+        waiting = {pool.submit(function, job): number for number, job in enumerate(jobs)}
         while waiting:
-            finished, waiting = wait(waiting, _POLL_SECONDS, FIRST_COMPLETED)
+            finished, _ = wait(waiting, _POLL_SECONDS, FIRST_COMPLETED)
             now = done.value
             on_items(now - reported)
             reported = now
-            for future in finished:
-                on_result(numbers[future], future.result())
-        return [future.result() for future in futures]
+            while finished:
+                future = finished.pop()
+                number = waiting.pop(future)
+                kept[number] = on_result(number, future.result())
+        return [kept[number] for number in range(len(jobs))]
     except BrokenProcessPool:
         raise DataError(
             "a worker process died (most often: out of memory). What is finished is kept; run the same "

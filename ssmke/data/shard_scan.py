@@ -12,15 +12,19 @@ import io
 import json
 import tarfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssmke.data.hostile_tar import DAMAGED, BoundedInfo
 from ssmke.errors import BadSample, DataError
 
 IMAGE_EXTENSIONS = ("jpg", "png", "webp")
+MAX_RECORD_BYTES = 64 << 20
+"""Of the JSON of a sample; what importers keep of one has some kilobytes."""
 _BLOCK = tarfile.BLOCKSIZE
 
 ShardRow = tuple[int, int, int, int, int]
@@ -64,8 +68,8 @@ def scan(path: Path) -> ShardTable:
     size = tar_size(path)
     table = ShardTable()
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            members = iter(tar)
+        with path.open("rb") as file, _open(file) as tar:
+            members = _members(tar)
             for image in members:
                 key = _member_key(path, image, IMAGE_EXTENSIONS)
                 record = next(members, None)
@@ -78,7 +82,7 @@ def scan(path: Path) -> ShardTable:
                     )
                 if key in table.seen:
                     raise DataError(not_a_shard(path, f"the key {key!r} comes twice"))
-                captions, checksum = _look_into(tar, record)
+                captions, checksum = _look_into(file, path, record, size)
                 row = (image.offset_data, image.size, record.offset_data, record.size, checksum)
                 table.add(key, image.name.partition(".")[2], row, captions)
                 last = record
@@ -110,16 +114,45 @@ def _member_key(path: Path, member: tarfile.TarInfo, extensions: tuple[str, ...]
 
 def _check_end(file: io.BufferedReader, path: Path, last: tarfile.TarInfo, size: int) -> None:
     end = last.offset_data + -(-last.size // _BLOCK) * _BLOCK
+    if end > size:
+        raise DataError(cut_short(path, f"{last.name!r} is incomplete"))
     file.seek(end)
     if file.read(2 * _BLOCK) != bytes(2 * _BLOCK):
         raise DataError(cut_short(path, f"no end of archive after {last.name!r}"))
 
 
-def _look_into(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[int, int]:
+def _open(file: io.BufferedReader) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedInfo)
+    except DAMAGED as error:
+        raise _read_error(error) from None
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while True:
+        try:
+            member = tar.next()
+        except DAMAGED as error:
+            raise _read_error(error) from None
+        if member is None:
+            return
+        yield member
+
+
+def _read_error(error: Exception) -> tarfile.TarError:
+    if isinstance(error, tarfile.TarError):
+        return error
+    return tarfile.ReadError(f"a damaged header: {error}")
+
+
+def _look_into(file: io.BufferedReader, path: Path, member: tarfile.TarInfo, size: int) -> tuple[int, int]:
     """Number of captions and CRC-32 of a JSON member."""
-    file = tar.extractfile(member)
-    assert file is not None  # members were checked to be plain files
-    text = file.read()
+    if member.offset_data + member.size > size:
+        raise DataError(cut_short(path, f"{member.name!r} is incomplete"))
+    if member.size > MAX_RECORD_BYTES:
+        raise DataError(not_a_shard(path, f"{member.name!r} has {member.size:,} bytes"))
+    file.seek(member.offset_data)
+    text = file.read(member.size)
     try:
         captions = len(parse_record(text)["captions"])
     except BadSample:

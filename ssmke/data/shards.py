@@ -20,13 +20,16 @@ import io
 import logging
 import os
 import re
+import struct
+import sys
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +46,7 @@ MAX_KEY = 90  # with its extension a key fits a tar header's name field, so memb
 _BLOCK = tarfile.BLOCKSIZE
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _RESERVED = frozenset({"key", "captions", "source", "split"})
-_COLUMNS = ("image_offset", "image_size", "json_offset", "json_size", "json_crc32")
+COLUMNS = ("image_offset", "image_size", "json_offset", "json_size", "json_crc32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +84,12 @@ def keys_digest(keys: Iterable[str]) -> str:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, hexadecimal."""
-    digest = hashlib.sha256()
+    return file_digest(path, "sha256")
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Digest of a file's content, hexadecimal, by an algorithm of `hashlib`."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
@@ -206,11 +214,14 @@ class ShardIndex:
     @classmethod
     def load_stored(cls, path: Path, files: OpenFiles | None = None) -> ShardIndex | None:
         """The index on disk; None if it is missing or stale. Raises `DataError` where the tar is missing."""
-        arrays = _load_arrays(index_path(path), ("captions", *_COLUMNS), tar_size(path))
+        arrays = index_arrays(index_path(path), ("captions", *COLUMNS), tar_size(path))
         if arrays is None:
             return None
         captions, *columns = arrays
-        return cls(path, captions, np.stack(columns, axis=1), None, files)
+        rows = np.stack(columns, axis=1)
+        if not _within(rows, tar_size(path)):
+            return None
+        return cls(path, captions, rows, None, files)
 
     @classmethod
     def of(cls, path: Path, table: ShardTable, files: OpenFiles | None = None) -> ShardIndex:
@@ -224,7 +235,7 @@ class ShardIndex:
     def keys(self) -> NDArray[np.str_]:
         """Keys of the samples, in order: a unicode array ``[images]``."""
         if self._keys is None:
-            arrays = _load_arrays(index_path(self.path), ("keys",), tar_size(self.path))
+            arrays = index_arrays(index_path(self.path), ("keys",), tar_size(self.path))
             self._keys = np.array(scan(self.path).keys) if arrays is None else arrays[0]
         return self._keys
 
@@ -233,14 +244,16 @@ class ShardIndex:
 
         Raises:
             IndexError: ``i`` is not in ``0..len-1``.
-            BadSample: "broken JSON", or "not as indexed": the JSON is not the one that was there when the
-                index was made, so it is damaged, or the tar was replaced under a stale index.
+            BadSample: "broken JSON", or "not as indexed": JSON or image are not the ones that were there when the
+                index was made, so one of them is damaged, or the tar was replaced under a stale index.
             DataError: the tar was cut since it was opened, or cannot be read.
         """
-        image, text = self.read_bytes(i)
+        header, image, text = self._read(i)
         if zlib.crc32(text) != self.rows[i, 4]:
             raise BadSample("not as indexed", f"sample {i} of {self.path}: delete {index_path(self.path)}")
         record = parse_record(text)
+        if not _heads(header, record["key"], len(image)):
+            raise BadSample("not as indexed", f"the image of {record['key']}: delete {index_path(self.path)}")
         return Sample(
             key=record["key"],
             image=image,
@@ -256,10 +269,15 @@ class ShardIndex:
             IndexError: ``i`` is not in ``0..len-1``.
             DataError: the tar was cut since it was opened, or cannot be read.
         """
+        _, image, text = self._read(i)
+        return image, text
+
+    def _read(self, i: int) -> tuple[bytes, bytes, bytes]:
+        """The tar's header of the image, the image, and the JSON."""
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)} in {self.path}")
         image_offset, image_size, json_offset, json_size, _ = self.rows[i].tolist()
-        start = min(image_offset, json_offset)
+        start = max(min(image_offset - _BLOCK, json_offset), 0)
         end = max(image_offset + image_size, json_offset + json_size)
         try:
             descriptor = self._files.get(self.path)
@@ -269,7 +287,20 @@ class ShardIndex:
         if len(data) < end - start:
             raise DataError(cut_short(self.path, f"sample {i} ends at byte {end}"))
         image, text = image_offset - start, json_offset - start
-        return data[image : image + image_size], data[text : text + json_size]
+        return (
+            data[max(image - _BLOCK, 0) : image],
+            data[image : image + image_size],
+            data[text : text + json_size],
+        )
+
+
+def _heads(header: bytes, key: str, size: int) -> bool:
+    """Whether a tar header is of the member ``<key>.<extension>`` of ``size`` bytes, as `write_shard` makes it."""
+    name, _, rest = header.partition(b".")
+    try:
+        return name == key.encode() and bool(rest) and int(header[124:135], 8) == size
+    except ValueError:
+        return False
 
 
 def load_caption_counts(tar_path: str | Path) -> NDArray[np.int32]:
@@ -279,7 +310,7 @@ def load_caption_counts(tar_path: str | Path) -> NDArray[np.int32]:
         DataError: as `ShardIndex.load`.
     """
     path = Path(tar_path)
-    arrays = _load_arrays(index_path(path), ("captions",), tar_size(path))
+    arrays = index_arrays(index_path(path), ("captions",), tar_size(path))
     return ShardIndex.load(path).captions if arrays is None else arrays[0]
 
 
@@ -315,7 +346,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
 
 
 def _save_index(tar_path: Path, table: ShardTable, tar_bytes: int) -> None:
-    columns = dict(zip(_COLUMNS, table.rows_array().T, strict=True))
+    columns = dict(zip(COLUMNS, table.rows_array().T, strict=True))
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -328,13 +359,44 @@ def _save_index(tar_path: Path, table: ShardTable, tar_bytes: int) -> None:
         file.write(buffer.getvalue())
 
 
-def _load_arrays(path: Path, names: tuple[str, ...], tar_bytes: int) -> list[NDArray[Any]] | None:
-    """Arrays of an index file; None if it is missing, damaged, or of a tar of another size."""
+def _within(rows: NDArray[np.int64], tar_bytes: int) -> bool:
+    """Whether all images and JSONs lie in the tar: a damaged index may name places of any size."""
+    starts, sizes = rows[:, 0:4:2], rows[:, 1:4:2]
+    return bool(((starts >= 0) & (sizes >= 0) & (sizes <= tar_bytes) & (starts <= tar_bytes - sizes)).all())
+
+
+def index_arrays(
+    source: Path | BinaryIO, names: tuple[str, ...], tar_bytes: int
+) -> list[NDArray[Any]] | None:
+    """Arrays of an index file; None if it is missing, damaged, or of a tar of another size.
+
+    Nothing in it is larger than the file: it must be stored uncompressed, as it is written.
+    """
     try:
-        with np.load(path, allow_pickle=False) as index:
+        with np.load(source, allow_pickle=False) as index:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in index.zip.infolist()):
+                return None
             if int(index["tar_bytes"]) != tar_bytes:
                 return None
             arrays = [index[name] for name in names]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        if any(array.ndim != 1 for array in arrays) or len({len(array) for array in arrays}) > 1:
+            return None
+        return [_column(name, array) for name, array in zip(names, arrays, strict=True)]
+    # numpy reads a header of its own with Python's tokenizer, and gives bytes for what has no such header.
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, MemoryError, RuntimeError,
+            SyntaxError, OverflowError, struct.error, tokenize.TokenError, zipfile.BadZipFile):  # fmt: skip
         return None
-    return arrays if len({len(array) for array in arrays}) == 1 else None
+
+
+def _column(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """The array as it was written; ValueError or TypeError if it is of another kind."""
+    if name == "keys":
+        if array.dtype.kind != "U" or array.dtype.itemsize == 0:
+            raise TypeError(name)
+        if np.ascontiguousarray(array).view(np.uint32).max(initial=0) > sys.maxunicode:
+            raise ValueError(name)
+        return array
+    whole = array.astype(np.int32 if name == "captions" else np.int64, casting="same_kind")
+    if not np.array_equal(whole, array) or whole.min(initial=0) < 0:
+        raise ValueError(name)
+    return whole

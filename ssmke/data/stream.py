@@ -1,41 +1,48 @@
 """The training stream: which pair is where, and how it becomes a batch.
 
 Notable:
-- An epoch is one permutation of all pairs, a pure function of (seed, epoch). Global batch ``t`` is its t-th
-  slice and rank ``r`` takes the r-th part of that, so the sequence of global batches is the same for any number
-  of ranks and workers, every rank sees the same number of steps, and a resumed run starts at the very next
-  batch by arithmetic, without reading anything. The remainder of an epoch (less than a batch) is left out; it
-  is another one each epoch.
-- The shards' index makes tars random-access (one `pread` a sample), so the shuffle is a full one.
+- The order of an epoch is a pure function of (seed, epoch): see `order`. Global batch ``t`` is its t-th slice and
+  rank ``r`` takes the r-th part of that, so the sequence of global batches is the same for any number of ranks and
+  workers, every rank sees the same number of steps, and a resumed run starts at the very next batch by arithmetic,
+  without reading anything. The remainder of an epoch (less than a batch) is left out; it is another one each epoch.
+- The shards' index makes tars random-access (one `pread` a sample), so the shuffle is a full one. Shards that have
+  to be fetched are shown a window at a time, the next window being fetched meanwhile.
 - A sample that cannot be used is replaced by another one, by a fixed rule of its position, counted by
   reason, and reported with the batch; when too large a share is bad the run stops with `DataError`.
 - The view shown in epoch ``e`` is number ``e`` of its sample (`augmentation`), or the view whose cached target
   it gets. With cached targets the row is read in the same place as the pixels, from a memory map.
 - The unit of work of a DataLoader worker is a whole batch: captions are tokenised together, order is kept by
   the loader, and nothing depends on how many workers there are.
+- Where a curriculum shows less of the images at first, their size follows from the step, and the patches that a pair
+  keeps from its key and epoch.
+- Pixels stay bytes until they are on the device, and are written once, into the batch's own memory.
 """
 
 from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ssmke.data.augmentation import AugmentationConfig, render, view_box
+from ssmke.data.augmentation import AugmentationConfig, show, view_box
 from ssmke.data.batch import Batch
 from ssmke.data.captions import clean_caption
+from ssmke.data.curriculum import Curriculum
 from ssmke.data.dataset import ImageTextShards
-from ssmke.data.decode import decode_image
-from ssmke.data.shards import Sample
+from ssmke.data.decode import EncodedImage
+from ssmke.data.order import EpochOrder
+from ssmke.data.packing import pack
 from ssmke.data.tokens import tokenize
-from ssmke.errors import BadSample, ConfigError, DataError
+from ssmke.data.waiting import NOTHING, SAY_AFTER, WaitWatch, places
+from ssmke.errors import BadSample, ConfigError, DataError, SSMKEError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,12 +78,16 @@ class StreamConfig:
     """Batches ready per worker."""
     max_bad: float = 0.01
     """Share of unusable samples at which the run stops (the first 20 are always tolerated)."""
+    window: int | None = None
+    """Shards among which pairs are shuffled; 0 shuffles over all. By default 0, and 16 where shards are remote."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ConfigError(f"--data.stream.workers {self.workers}: must be 0 or more")
         if self.prefetch < 1:
             raise ConfigError(f"--data.stream.prefetch {self.prefetch}: must be at least 1")
+        if self.window is not None and self.window < 0:
+            raise ConfigError(f"--data.stream.window {self.window}: must be 0 (all shards) or more")
         if not 0 <= self.max_bad <= 1:
             raise ConfigError(f"--data.stream.max-bad {self.max_bad}: must lie in 0..1")
 
@@ -85,11 +96,10 @@ class StreamConfig:
 class StreamPlan:
     """Arithmetic of the stream: who gets which pairs when."""
 
-    pairs: int
+    order: EpochOrder
     batch_size: int
     """Pairs of a global batch."""
     epochs: int
-    seed: int
     rank: int = 0
     world_size: int = 1
 
@@ -105,6 +115,11 @@ class StreamPlan:
             )
 
     @property
+    def pairs(self) -> int:
+        """Pairs of an epoch, before the remainder is left out."""
+        return self.order.pairs
+
+    @property
     def steps_per_epoch(self) -> int:
         """Full global batches in one epoch."""
         return self.pairs // self.batch_size
@@ -118,15 +133,8 @@ class StreamPlan:
         """The epoch that ``step`` belongs to, from 0."""
         return step // self.steps_per_epoch
 
-    def permutation(self, epoch: int) -> npt.NDArray[np.int64]:
-        """The order of pairs in ``epoch``, [pairs]."""
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-        order = np.arange(self.pairs, dtype=np.int64)
-        rng.shuffle(order)
-        return order
-
     def positions(self, step: int) -> npt.NDArray[np.int64]:
-        """Positions within the epoch's permutation of this rank's pairs at ``step``, [B / world size]."""
+        """Positions within the epoch's order of this rank's pairs at ``step``, [B / world size]."""
         local = self.batch_size // self.world_size
         start = (step % self.steps_per_epoch) * self.batch_size + self.rank * local
         return np.arange(start, start + local, dtype=np.int64)
@@ -145,40 +153,72 @@ class PairBatches(Dataset[Batch]):
     targets: TargetRows | None = None
     tokens: TargetRows | None = None
     """Cached tokens of a frozen image encoder, which take the place of pixels."""
+    packed_parts: int = 0
+    """Equal parts of the batch (micro-batches) whose captions are packed into rows, each for itself; 0: none."""
+    curriculum: Curriculum | None = None
+    """What is shown of an image at which step; None: all of it, at `image_size`."""
     _order: tuple[int, npt.NDArray[np.int64]] | None = field(default=None, init=False, repr=False)
+    _window: tuple[int, int] | None = field(default=None, init=False, repr=False)
+    at: npt.NDArray[np.int64] = field(default_factory=lambda: places(0), init=False, repr=False)
+    """The image that each worker is at; see `waiting`."""
 
     def __len__(self) -> int:
         return self.plan.steps
 
     def __getitem__(self, step: int) -> Batch:
+        """This rank's batch of ``step``. Raises `DataError` when too many samples in a row cannot be used."""
         epoch = self.plan.epoch(step)
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, self.plan.permutation(epoch)
+            self._order = epoch, self.plan.order.epoch(epoch)
         order = self._order[1]
+        positions = self.plan.positions(step)
+        curriculum = self.curriculum
+        self._fetch_ahead(epoch, order[positions])
+        images = self._empty(len(positions), self.image_size if curriculum is None else curriculum.side(step))
         skipped: list[tuple[str, str]] = []
-        rows = [self._usable(order, int(position), epoch, skipped) for position in self.plan.positions(step)]
+        worker = get_worker_info()
+        place = 0 if worker is None else worker.id
+        rows = [
+            self._usable(order, int(position), epoch, images[row], skipped, place)
+            for row, position in enumerate(positions)
+        ]
+        self.at[place] = NOTHING
         ids, mask = tokenize(self.tokenizer, [row.caption for row in rows], self.max_tokens)
         targets = [row.target for row in rows if row.target is not None]
+        kept = [] if curriculum is None else [curriculum.kept(step, row.key, epoch) for row in rows]
+        shown = [patches for patches in kept if patches is not None]
+        lengths = mask.sum(dim=1).tolist()
         return Batch(
-            images=torch.from_numpy(np.stack([row.shown for row in rows])),  # [B, 3, S, S] or [B, N * D]
+            images=images,
             ids=ids,
             mask=mask,
             image_ids=torch.tensor([row.image for row in rows]),
             targets=torch.from_numpy(np.stack(targets)) if targets else None,  # [B, D]
             keys=tuple(row.key for row in rows),
             skipped=tuple(skipped),
-            real_tokens=int(mask.sum()),
+            real_tokens=sum(lengths),
+            packing=tuple(
+                pack(part, ids.shape[1], self.max_tokens) for part in _parts(lengths, self.packed_parts)
+            ),
+            kept=torch.from_numpy(np.stack(shown)) if shown else None,  # [B, K]
         )
 
     def _usable(
-        self, order: npt.NDArray[np.int64], position: int, epoch: int, skipped: list[tuple[str, str]]
+        self,
+        order: npt.NDArray[np.int64],
+        position: int,
+        epoch: int,
+        shown: torch.Tensor,
+        skipped: list[tuple[str, str]],
+        place: int,
     ) -> _Row:
-        # A stride coprime to most lengths walks through distinct pairs, far from the neighbours in the batch.
-        stride = len(order) // 2 + 1
+        # Distinct pairs that are not in the same batch; with windows from the same or the next one, because any
+        # other would have to be fetched for a single sample.
+        stride = self.plan.batch_size + 1 if self.plan.order.window else len(order) // 2 + 1
         for attempt in range(REPLACEMENTS):
             pair = int(order[(position + attempt * stride) % len(order)])
             try:
-                return self._row(pair, epoch)
+                return self._row(pair, epoch, shown, place)
             except BadSample as error:
                 image, _ = self.shards.pair(pair)
                 skipped.append((self.shards.key(image), error.reason))
@@ -187,20 +227,44 @@ class PairBatches(Dataset[Batch]):
             f"one {skipped[-1][0]!r}: run `ssmke data verify` on the shards"
         )
 
-    def _row(self, pair: int, epoch: int) -> _Row:
+    def _row(self, pair: int, epoch: int, shown: torch.Tensor, place: int) -> _Row:
+        """One pair of the batch; its pixels or tokens go to ``shown``."""
         image, caption = self.shards.pair(pair)
+        self.at[place] = image
         sample = self.shards.read(image)
+        if caption >= len(sample.captions):
+            raise BadSample("not as indexed", f"{sample.key} has {len(sample.captions)} captions")
         text = clean_caption(sample.captions[caption])
         view = shown_view(epoch, self.targets.views if self.targets else 0)
         # With one cached view the target is the canonical view's, whichever view the student sees.
         target = None if self.targets is None else _cached(self.targets, image, view)
-        shown = self._shown(sample, view) if self.tokens is None else _cached(self.tokens, image, 0)
-        return _Row(f"{sample.key}#{caption}", image, text, shown, target)
+        if self.tokens is None:
+            choose = partial(view_box, sample.key, view, self.augmentation)
+            show(EncodedImage(sample.image), choose, shown.shape[1], out=shown)
+        else:
+            shown.copy_(torch.from_numpy(_cached(self.tokens, image, 0)))
+        return _Row(f"{sample.key}#{caption}", image, text, target)
 
-    def _shown(self, sample: Sample, view: int) -> npt.NDArray[np.uint8]:
-        picture = decode_image(sample.image)
-        box, flip = view_box(sample.key, view, *picture.size, self.augmentation)
-        return render(picture, box, flip, self.image_size)
+    def _empty(self, pairs: int, side: int) -> torch.Tensor:
+        """Memory of a batch's pixels [B, 3, S, S] or tokens [B, N * D]."""
+        if self.tokens is not None:
+            return torch.empty((pairs, len(self.tokens.row(0, 0))), dtype=torch.float16)
+        return torch.empty((pairs, 3, side, side), dtype=torch.uint8)
+
+    def _fetch_ahead(self, epoch: int, pairs: npt.NDArray[np.int64]) -> None:
+        """Where shards are remote: begin to fetch this window's and the next one's when a window is entered."""
+        order = self.plan.order
+        if not (order.window and self.shards.remote):
+            return
+        shards = order.shard_order(epoch)
+        here = int(np.flatnonzero(shards == order.shard_of(pairs[:1])[0])[0]) // order.window
+        if self._window == (epoch, here):
+            return
+        self._window = epoch, here
+        coming = shards[here * order.window : (here + 2) * order.window]
+        if len(coming) < 2 * order.window and epoch + 1 < self.plan.epochs:
+            coming = np.concatenate([coming, order.shard_order(epoch + 1)[: order.window]])
+        self.shards.prefetch(coming.tolist())
 
 
 def _cached(cache: TargetRows, image: int, view: int) -> npt.NDArray[np.float16]:
@@ -210,12 +274,16 @@ def _cached(cache: TargetRows, image: int, view: int) -> npt.NDArray[np.float16]
     return row
 
 
+def _parts(lengths: list[int], parts: int) -> list[list[int]]:
+    size = len(lengths) // parts if parts else 0
+    return [lengths[number * size : (number + 1) * size] for number in range(parts)]
+
+
 @dataclass(frozen=True)
 class _Row:
     key: str
     image: int
     caption: str
-    shown: npt.NDArray[np.uint8] | npt.NDArray[np.float16]
     target: npt.NDArray[np.float16] | None
 
 
@@ -247,13 +315,32 @@ class BadSampleCounter:
             )
 
 
-class BatchStream:
-    """Iterates the batches of a run from any step."""
+@dataclass
+class _ErrorsAsValues(Dataset["Batch | SSMKEError"]):
+    """Errors for the user are handed to the rank: raised in a worker, they would become a text of its traceback."""
 
-    def __init__(self, batches: PairBatches, config: StreamConfig, start: int, pin: bool) -> None:
+    batches: PairBatches
+
+    def __getitem__(self, step: int) -> Batch | SSMKEError:
+        try:
+            return self.batches[step]
+        except SSMKEError as error:
+            return error
+
+
+class BatchStream:
+    """Iterates the batches of a run from any step; close the iterator, or its workers wait for the process' end."""
+
+    def __init__(
+        self, batches: PairBatches, config: StreamConfig, start: int, pin: bool, say_after: float = SAY_AFTER
+    ) -> None:
         self.bad = BadSampleCounter(config.max_bad)
-        self._loader: DataLoader[Batch] = DataLoader(
-            batches,
+        batches.at = places(config.workers)
+        self._batches, self._workers = batches, config.workers
+        self._start = self._step = start
+        self._watch = WaitWatch(self._awaited, say_after)
+        self._loader: DataLoader[Batch | SSMKEError] = DataLoader(
+            _ErrorsAsValues(batches),
             batch_size=None,
             sampler=range(start, len(batches)),
             num_workers=config.workers,
@@ -262,10 +349,33 @@ class BatchStream:
             worker_init_fn=_start_worker,
         )
 
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
-            self.bad.add(batch)
-            yield batch
+    def __iter__(self) -> Generator[Batch, None, None]:
+        self._step = self._start
+        batches = iter(self._loader)
+        try:
+            with self._watch.running():
+                while True:
+                    with self._watch.waiting():
+                        batch = next(batches, None)
+                    if batch is None:
+                        return
+                    if isinstance(batch, SSMKEError):
+                        raise batch
+                    self._step += 1
+                    self.bad.add(batch)
+                    yield batch
+        finally:
+            del batches  # a traceback would keep it, and with it the workers
+
+    def _awaited(self) -> str:
+        """What the next batch is and where it stands."""
+        # The loader deals batches to its workers in turn.
+        worker = (self._step - self._start) % self._workers if self._workers else 0
+        image = int(self._batches.at[worker])
+        who = f"data worker {worker}" if self._workers else "this process"
+        shards = self._batches.shards
+        where = "at no shard" if image == NOTHING else f"at {shards.place(shards.shard_of(image)[0])}"
+        return f"the batch of step {self._step + 1} of rank {self._batches.plan.rank}: {who} is {where}"
 
 
 def _start_worker(worker: int) -> None:

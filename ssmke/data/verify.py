@@ -10,6 +10,7 @@ there unlisted. Costs about one decode of everything, spread over ``workers``.
 from __future__ import annotations
 
 import dataclasses
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,11 @@ import numpy as np
 
 from ssmke.data.atomic import TEMPORARY_SUFFIX
 from ssmke.data.captions import clean_caption
+from ssmke.data.dataset import locate
 from ssmke.data.decode import decode_image, image_extension
 from ssmke.data.manifest import Manifest, ShardInfo
 from ssmke.data.parallel import Progress, run_jobs, tick
+from ssmke.data.remote.mirror import Mirror, gave_way
 from ssmke.data.shard_scan import ShardTable, parse_record, scan
 from ssmke.data.shards import ShardIndex, file_sha256, keys_digest
 from ssmke.errors import BadSample, DataError
@@ -59,7 +62,7 @@ def verify(
     """Check ``directory`` completely; nothing is changed in it.
 
     Args:
-        directory: of a dataset.
+        directory: folder or address of a dataset; of an address, every shard is fetched.
         workers: processes.
         on_total: called once with the number of images.
         on_items: called with the number of images done since the last call.
@@ -68,14 +71,16 @@ def verify(
         DataError: there is no manifest that can be read; all else is a `Problem`.
     """
     begin = time.monotonic()
-    directory = Path(directory)
-    manifest = Manifest.load(directory)
+    folder, mirror = locate(directory)
+    manifest = Manifest.load(folder)
     on_total(manifest.images)
-    jobs = [(directory, split, info) for split, part in manifest.splits.items() for info in part.shards]
-    problems = _listing(directory, [info.file for _, _, info in jobs])
+    jobs = [
+        _Job(folder, mirror, split, info) for split, part in manifest.splits.items() for info in part.shards
+    ]
+    problems = [] if mirror else _listing(folder, [job.info.file for job in jobs])
     holder: dict[str, str] = {}  # key -> file
-    for (_, _, info), (keys, found) in zip(
-        jobs, run_jobs(_check_shard, jobs, workers, on_items), strict=True
+    for info, (keys, found) in zip(
+        [job.info for job in jobs], run_jobs(_check_shard, jobs, workers, on_items), strict=True
     ):
         problems += found
         for key in keys:
@@ -96,19 +101,49 @@ def _listing(directory: Path, files: list[str]) -> list[Problem]:
     return problems
 
 
-def _check_shard(job: tuple[Path, str, ShardInfo]) -> tuple[list[str], list[Problem]]:
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    folder: Path
+    mirror: Mirror | None
+    """Where it is fetched from, if it is remote."""
+    split: str
+    info: ShardInfo
+
+
+def _check_shard(job: _Job) -> tuple[list[str], list[Problem]]:
     """Keys of a shard and what is wrong with it."""
-    directory, split, info = job
-    path = directory / info.file
+    if job.mirror is None:
+        return _check_tar(job)
+    try:
+        while True:
+            job.mirror.indexes([job.info])
+            job.mirror.ensure(job.info)
+            try:
+                return _check_tar(job)
+            except DataError as error:
+                if not gave_way(error):  # to another shard, whose check began meanwhile
+                    raise
+    except DataError as error:
+        tick(job.info.images)
+        return [], [Problem(job.info.file, "", str(error))]
+
+
+def _check_tar(job: _Job) -> tuple[list[str], list[Problem]]:
+    info, path = job.info, job.folder / job.info.file
     problems: list[Problem] = []
 
     def problem(what: str, sample: str = "") -> None:
         problems.append(Problem(info.file, sample, what))
 
     try:
-        size = path.stat().st_size
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError("it is no file")  # to read a pipe might never end
+        size = facts.st_size
         digest = file_sha256(path)
     except OSError as error:
+        if job.mirror is not None and isinstance(error, FileNotFoundError):
+            raise DataError(f"{path} is gone") from error
         tick(info.images)
         problem(f"cannot be read: {error.strerror or error}")
         return [], problems
@@ -119,6 +154,8 @@ def _check_shard(job: tuple[Path, str, ShardInfo]) -> tuple[list[str], list[Prob
     try:
         table = scan(path)
     except DataError as error:
+        if job.mirror is not None and gave_way(error):
+            raise
         tick(info.images)
         problem(str(error))
         return [], problems
@@ -131,7 +168,7 @@ def _check_shard(job: tuple[Path, str, ShardInfo]) -> tuple[list[str], list[Prob
             problem(f"{name} is {found}, the manifest says {stated}")
     index = _check_index(path, table, problem)
     for number, key in enumerate(table.keys):
-        for what in _check_sample(index, number, key, split, table.extensions[number]):
+        for what in _check_sample(index, number, key, job.split, table.extensions[number]):
             problem(what, key)
         tick()
     return table.keys, problems

@@ -20,7 +20,6 @@ Size: N x V x D x 2 bytes; 2.78M images x 768 = 4.3 GB per view. Rows are read t
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ssmke import foreign_json
 from ssmke.data.atomic import make_folder, write_json
 from ssmke.data.augmentation import VERSION, AugmentationConfig
 from ssmke.data.dataset import ImageTextShards
@@ -126,9 +126,11 @@ def _unique_name(folder: Path) -> str:
 def load_identity(folder: Path) -> dict[str, Any] | None:
     """The identity of the cache in ``folder``, None where there is none; garbled is a `TargetCacheError`."""
     try:
-        saved = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
+        saved = foreign_json.loads((folder / "cache.json").read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise TargetCacheError(f"{folder / 'cache.json'} cannot be read ({error})") from None
     except ValueError as error:
         raise TargetCacheError(f"{folder / 'cache.json'} is not JSON ({error}): {_rebuild(folder)}") from None
     if (
@@ -180,12 +182,16 @@ def load_record(folder: Path, info: ShardInfo, identity: CacheIdentity) -> Shard
     """The record of a finished shard, None where unfinished; `TargetCacheError` where it is of other images."""
     path = record_path(folder, info.file)
     try:
-        record = ShardTargets(**json.loads(path.read_text(encoding="utf-8")))
+        record = foreign_json.record(ShardTargets, foreign_json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise TargetCacheError(f"{path} is damaged ({error}): remove it and build again") from None
-    if (record.keys_sha256, record.shard_sha256) != (info.keys_sha256, info.sha256):
+    if (record.keys_sha256, record.shard_sha256, record.images) != (
+        info.keys_sha256,
+        info.sha256,
+        info.images,
+    ):
         raise TargetCacheError(
             f"{path} holds targets of {record.images} images (keys {record.keys_sha256[:12]}, file "
             f"{record.shard_sha256[:12]}), but shard {info.file} now has {info.images} (keys {info.keys_sha256[:12]}, "
@@ -199,7 +205,10 @@ def open_rows(path: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.float16
     """Maps a rows file; `TargetCacheError` where it is missing, cut short or of another shape."""
     try:
         rows: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if not isinstance(rows, np.memmap):
+            raise ValueError("it is an archive, not an array")
+    # Beside what is wrong with a file, numpy lets pass what Python's tokenizer says of a damaged header.
+    except Exception as error:
         raise TargetCacheError(
             f"{path} cannot be read ({error}): remove {path.stem}.json and build again"
         ) from None

@@ -51,7 +51,7 @@ def verify_targets(
     All problems are listed; a cache of another identity is a `TargetCacheError` at once.
     """
     report = CacheReport()
-    for path, info, folder, _ in shard_folders(shards, identity, config):
+    for number, (_, info, folder, _) in enumerate(shard_folders(shards, identity, config)):
         report.shards += 1
         report.images += info.images
         rows_file = rows_path(folder, info.file)
@@ -69,7 +69,7 @@ def verify_targets(
             report.problems.append(f"{rows_file}: its bytes changed since it was built")
             continue
         rows = np.load(rows_file, mmap_mode="r", allow_pickle=False)
-        index = ShardIndex.load(path)
+        index = shards.open_shard(number)
         for image in np.linspace(0, info.images - 1, min(recompute, info.images)).astype(int):
             distance = _distance(index, int(image), rows[image], teacher, identity, augmentation)
             report.recomputed += 1

@@ -64,6 +64,20 @@ def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
         make_folder(tmp_path / "file")
 
 
+@pytest.mark.parametrize("path", [".", "..", "/", "sub", "sub/.."])
+def test_a_folder_is_not_a_name_for_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    with (
+        pytest.raises(DataError, match=r"A folder of that name is in the way: choose another name"),
+        atomic_writer(Path(path)),
+    ):
+        raise AssertionError("there is nowhere to write to")
+    assert [child.name for child in tmp_path.iterdir()] == ["sub"]
+
+
 def test_an_error_of_what_the_caller_reads_is_not_blamed_on_the_disk(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_writer(tmp_path / "file"):
         (tmp_path / "not there").read_bytes()

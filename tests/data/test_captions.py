@@ -53,7 +53,17 @@ def test_one_endless_word_is_cut_too() -> None:
     assert clean_caption("x" * 10_000) == "x" * MAX_CHARACTERS
 
 
+def test_a_long_caption_without_spaces_keeps_what_fits() -> None:
+    long = "图 " + "字" * 5000
+    assert clean_caption(long) == long[:MAX_CHARACTERS]
+    # A word that is only begun at the cut is left out; one that no reader would miss the end of is not.
+    assert clean_caption("a" * 1950 + " " + "b" * 60) == "a" * 1950
+    assert clean_caption("a" * 1850 + " " + "b" * 160) == "a" * 1850 + " " + "b" * 149
+    assert clean_caption("a" * 2000 + " b") == "a" * 2000
+
+
 @given(st.text(min_size=1))
+@example("图 " + "字" * 5000)
 @example("a" * 1999 + " b" * 50)
 @example("e\u0301" * 3000)
 @example("x" * 1999 + "e\u0301\u0301\u0301")

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from PIL import Image, ImageFont
 
-from ssmke.data.contact_sheet import RIGHT, WRONG, _wrap, contact_sheet, placeholder
+from ssmke.data.contact_sheet import RIGHT, WRONG, _wrap, contact_sheet, placeholder, save_sheet
+from ssmke.errors import ConfigError
 
 
 def cells(count: int, lines: int = 1) -> list[tuple[Image.Image, list[str]]]:
@@ -73,3 +76,35 @@ def test_a_lone_full_stop_stays_on_its_line() -> None:
     for width in range(80, 200):
         lines = _wrap("Two dogs are running through snow , away from the camera .", font, width, 20)
         assert not any(line.startswith((".", ",")) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.png", "PNG"), ("a.JPG", "JPEG"), ("a.jpeg", "JPEG"), ("a.webp", "WEBP")]
+)
+def test_sheets_are_saved_by_the_ending_of_their_name(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / "new folder" / name
+    save_sheet(contact_sheet(cells(1)), path)
+    with Image.open(path) as saved:
+        assert saved.format == kind
+
+
+def test_another_ending_is_refused_by_the_name_of_its_flag(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--sheet .*a\.gif: the name must end in one of \.png, \.jpg"):
+        save_sheet(contact_sheet(cells(1)), tmp_path / "a.gif", "--sheet")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "longest"), [("a.webp", 16_383), ("a.jpg", 65_500)])
+def test_a_sheet_too_large_for_its_kind_of_file_is_refused_by_the_name_of_its_flag(
+    tmp_path: Path, name: str, longest: int
+) -> None:
+    save_sheet(Image.new("RGB", (4, longest)), tmp_path / name)
+    with Image.open(tmp_path / name) as saved:
+        assert saved.height == longest
+    for size in ((4, longest + 1), (longest + 1, 4)):
+        with pytest.raises(
+            ConfigError, match=rf"--sheet .*{longest:,} a side: .*\.png, or give fewer --count$"
+        ):
+            save_sheet(Image.new("RGB", size), tmp_path / f"b{name}", "--sheet", ", or give fewer --count")
+    assert [child.name for child in tmp_path.iterdir()] == [name]
+    save_sheet(Image.new("RGB", (4, longest + 1)), tmp_path / "a.png")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from ssmke.data.decode import MIN_SIDE, decode_image, image_extension
+from ssmke.data.decode import MIN_SIDE, EncodedImage, decode_image, image_extension
 from ssmke.errors import BadSample
 
 
@@ -142,3 +142,83 @@ def test_exif_orientation_is_applied_and_broken_exif_is_not_minded() -> None:
     assert upright.size == (20, 40)
     assert upright.getpixel((10, 5)) == (0, 0, 255)
     assert decode_image(saved(wide, "JPEG", exif=b"Exif\0\0II*\0garbage")).size == (40, 20)
+
+
+def outcome(decode: Callable[[], object]) -> object:
+    """Pixels, or why there are none."""
+    try:
+        return np.asarray(decode()).tolist()
+    except BadSample as error:
+        return error.reason
+
+
+def late_exif(whole: bytes, exif: bytes) -> bytes:
+    """The JPEG with a segment of 60 KB, then EXIF, then 60 KB again, before its first one."""
+
+    def segment(marker: bytes, content: bytes) -> bytes:
+        return b"\xff" + marker + struct.pack(">H", len(content) + 2) + content
+
+    filler = segment(b"\xe2", bytes(60_000))
+    return whole[:2] + filler + filler + segment(b"\xe1", exif) + filler + whole[2:]
+
+
+def exotic() -> dict[str, bytes]:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (6, 9, 3), np.uint8)).resize((90, 60))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = saved(image, "JPEG")
+    return {
+        "plain": whole,
+        "444": saved(image, "JPEG", subsampling=0),
+        "progressive": saved(image, "JPEG", progressive=True),
+        "grey": saved(image.convert("L"), "JPEG"),
+        "CMYK": saved(image.convert("CMYK"), "JPEG"),
+        "turned": saved(image, "JPEG", exif=exif.tobytes()),
+        "turned, late": late_exif(whole, exif.tobytes()),
+        "odd size": saved(image.resize((91, 61)), "JPEG"),
+        "PNG": saved(image, "PNG"),
+        "PNG, 16 bits": saved(
+            Image.fromarray((np.arange(3600, dtype=np.uint16) * 18).reshape(60, 60)), "PNG"
+        ),
+        "transparent": saved(image.convert("RGBA"), "WEBP", lossless=True),
+        "junk behind": whole + b"junk",
+        "truncated": whole[: len(whole) // 2],
+        "header only": whole[:40],
+        "too small": saved(image.resize((15, 60)), "JPEG"),
+        "too large": jpeg_of_size(whole, 30_000, 30_000),
+        "nothing": b"",
+        "text": b"<html>",
+    }
+
+
+PLAIN = exotic()["plain"]
+
+
+@pytest.mark.parametrize("kind", list(exotic()))
+def test_the_fast_way_gives_what_the_thorough_one_gives(kind: str) -> None:
+    data = exotic()[kind]
+    expected = outcome(lambda: decode_image(data))
+    assert outcome(lambda: EncodedImage(data).pixels()) == expected
+    if not isinstance(expected, str):
+        assert EncodedImage(data).size == decode_image(data).size
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(2, 3000), st.binary(min_size=1, max_size=4))
+def test_damage_is_found_alike_by_both_ways(at: int, junk: bytes) -> None:
+    whole = PLAIN
+    data = whole[:at] + junk + whole[at + len(junk) :]
+    thorough, fast = outcome(lambda: decode_image(data)), outcome(lambda: EncodedImage(data).pixels())
+    assert isinstance(thorough, str) == isinstance(fast, str)
+    if isinstance(thorough, str):
+        assert thorough == fast
+
+
+def test_a_jpeg_is_decoded_no_smaller_than_asked() -> None:
+    image = EncodedImage(PLAIN)
+    assert [image.pixels(shrink).shape[:2] for shrink in (1.0, 0.6, 0.5, 0.3, 0.25, 0.01)] == [
+        (60, 90), (60, 90), (30, 45), (30, 45), (15, 23), (8, 12)
+    ]  # fmt: skip
+    assert image.pixels(0.5) is image.pixels(0.45)
+    assert EncodedImage(exotic()["PNG"]).pixels(0.1).shape == (60, 90, 3)

@@ -84,7 +84,67 @@ def test_damage_names_the_field(tmp_path: Path, manifest: Manifest, message: str
         Manifest.load(tmp_path)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe{}", b"null"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        ".tar",
+        "..tar",
+        ".hidden.tar",
+        "a\0b.tar",
+        "\ud800.tar",
+        "a/b.tar",
+        "a b.tar",
+        "a.tar\n",
+        "a.zip",
+        "x" * 300 + ".tar",
+        "größe.tar",
+    ],
+)
+def test_a_shard_with_an_odd_name_is_refused(tmp_path: Path, manifest: Manifest, name: str) -> None:
+    path = manifest.save(tmp_path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    _shard(content)["file"] = name
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"manifest\.json is damaged") as error:
+        Manifest.load(tmp_path)
+    str(error.value).encode()  # can be printed
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda c: c.update(name="half \ud800 of one"),
+        lambda c: c.update(skipped={"\udfff": 3}),
+        lambda c: c["source"].update(inputs=[{"\ud800": 1}]),
+        lambda c: c.update(format="\ud800"),
+    ],
+)
+def test_text_that_cannot_be_printed_is_damage(
+    tmp_path: Path, manifest: Manifest, spoil: Callable[[dict[str, Any]], object]
+) -> None:
+    path = manifest.save(tmp_path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    spoil(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        DataError, match=r"is damaged: the text after '.*' is not Unicode\. Restore it"
+    ) as error:
+        Manifest.load(tmp_path)
+    str(error.value).encode()
+
+
+def test_a_folder_in_place_of_a_manifest(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(DataError, match=r"manifest\.json is damaged: it is a folder.*make the dataset again"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"\xff\xfe{}", b"null", b"[" * 200_000, b'{"format":' * 90_000]
+)
 def test_what_is_not_a_manifest_at_all(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(data)
     with pytest.raises(DataError, match="is damaged"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 
 import pytest
 
@@ -31,11 +32,41 @@ def die(job: int) -> int:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_order_and_every_item_is_counted(workers: int) -> None:
     items: list[int] = []
-    seen: dict[int, int] = {}
-    results = run_jobs(square, range(5), workers, items.append, lambda n, r: seen.update({n: r}))
-    assert results == [0, 1, 4, 9, 16]
-    assert seen == dict(enumerate(results))
+    assert run_jobs(square, range(5), workers, items.append) == [0, 1, 4, 9, 16]
     assert sum(items) == 15
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_of_each_result_only_what_the_callback_gives_is_kept(workers: int) -> None:
+    seen: dict[int, int] = {}
+
+    def keep(number: int, result: int) -> str:
+        seen[number] = result
+        return str(result)
+
+    assert run_jobs(square, range(3), workers, lambda items: None, keep) == ["0", "1", "4"]
+    assert seen == {0: 0, 1: 1, 2: 4}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_large_results_are_let_go_of(workers: int) -> None:
+    alive: list[weakref.ref[Large]] = []
+
+    def keep(number: int, result: Large) -> int:
+        # All before it are gone, but for the one that the loop may still hold.
+        assert sum(one() is not None for one in alive) <= 1
+        alive.append(weakref.ref(result))
+        return number
+
+    assert run_jobs(make_large, range(6), workers, lambda items: None, keep) == [0, 1, 2, 3, 4, 5]
+
+
+class Large:
+    pass
+
+
+def make_large(job: int) -> Large:
+    return Large()
 
 
 def test_the_first_error_ends_the_others_at_their_next_item() -> None:

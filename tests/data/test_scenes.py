@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
 import io
-import json
+import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssmke.data.manifest import Manifest
+from ssmke.data.manifest import IMPORT_STATE_NAME, Manifest
 from ssmke.data.shards import ShardIndex
 from ssmke.data.sources import scene_plan
 from ssmke.data.sources.scene_captions import (
@@ -26,7 +29,7 @@ from ssmke.data.sources.scene_captions import (
 )
 from ssmke.data.sources.scene_plan import COLOURS, Scene, Thing, draw_scene, plan_scenes, split_of
 from ssmke.data.sources.scene_render import render_scene
-from ssmke.data.sources.scenes import PROGRESS, ScenesConfig, write_scenes
+from ssmke.data.sources.scenes import ScenesConfig, write_scenes
 from ssmke.errors import ConfigError, DataError
 
 SMALL = ScenesConfig(train=24, val=6, test=10, images_per_shard=8)
@@ -144,7 +147,6 @@ def test_same_seed_same_bytes_whatever_the_number_of_workers(tmp_path: Path) -> 
     two = write_scenes(tmp_path / "two", SMALL, workers=2)
     assert one == two
     assert files(tmp_path / "one") == files(tmp_path / "two")
-    assert not (tmp_path / "one" / PROGRESS).exists()
 
 
 def test_manifest_and_samples_say_what_was_asked_for(tmp_path: Path) -> None:
@@ -183,34 +185,99 @@ def test_a_rerun_keeps_finished_shards_and_repairs_damaged_ones(tmp_path: Path) 
     assert (tmp_path / "train-00000.tar").stat().st_mtime_ns == kept
 
 
-def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_and_clears_away_what_it_had_begun(tmp_path: Path) -> None:
     whole = write_scenes(tmp_path / "whole", SMALL, workers=1)
-    part = tmp_path / "part"
-    write_scenes(part, SMALL, workers=1)
-    manifest = json.loads((part / "manifest.json").read_text())
-    done = manifest["splits"]["train"]["shards"][:1]
-    state = {"fingerprint": manifest["source"]["fingerprint"], "shards": done}
-    (part / PROGRESS).write_text(json.dumps(state))
-    for path in part.glob("*.json"):
-        if path.name == "manifest.json":
-            path.unlink()
-    for path in [*part.glob("val*"), *part.glob("test*")]:
-        path.unlink()
+
+    part, drawn = tmp_path / "part", 0
+
+    def stop(images: int) -> None:
+        nonlocal drawn
+        drawn += images
+        if drawn > 12:  # in the second shard of three of train
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(part, SMALL, workers=1, on_items=stop)
+    assert list(files(part)) == ["train-00000.tar"]
+    with pytest.raises(DataError, match="has not finished"):
+        Manifest.load(part)
+    (part / ".train-00001.tar.0123abcd.partial").write_bytes(b"of a run that was killed")
     kept = (part / "train-00000.tar").stat().st_mtime_ns
     assert write_scenes(part, SMALL, workers=1) == whole
     assert (part / "train-00000.tar").stat().st_mtime_ns == kept
-    assert not (part / PROGRESS).exists()
+    assert files(part) == files(tmp_path / "whole")
+    assert not list(part.glob(".*"))
 
 
-def test_a_garbled_progress_file_only_costs_time(tmp_path: Path) -> None:
-    (tmp_path / PROGRESS).write_text('{"fingerprint": ')
-    assert write_scenes(tmp_path, SMALL, workers=1).images == 40
-
-
-def test_another_dataset_is_never_overwritten(tmp_path: Path) -> None:
-    Manifest(name="flickr8k", source={}, splits={}, skipped={}).save(tmp_path)
-    with pytest.raises(DataError, match="flickr8k"):
+def test_scenes_that_are_there_are_left_as_they_are(tmp_path: Path) -> None:
+    manifest = write_scenes(tmp_path, SMALL, workers=1)
+    # As written before there was such a file.
+    (tmp_path / IMPORT_STATE_NAME).unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    drawn: list[int] = []
+    assert write_scenes(tmp_path, SMALL, 1, drawn.append, drawn.append) == manifest
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    assert not drawn
+    (tmp_path / "val-00000.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"val-00000\.tar is missing or damaged.*delete the folder"):
         write_scenes(tmp_path, SMALL, workers=1)
+
+
+def state_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_other_scenes_are_refused_by_the_flags_that_differ(tmp_path: Path) -> None:
+    write_scenes(tmp_path, SMALL, workers=1)
+    before = state_of(tmp_path)
+    other = dataclasses.replace(SMALL, train=8, seed=3)
+    for name in ("manifest.json", "no such file"):
+        # Also where only the shards of a run that was stopped are there.
+        (tmp_path / name).unlink(missing_ok=True)
+        with pytest.raises(
+            DataError, match=r"holds (other scenes|another import): .*--seed was 0, now 3"
+        ) as error:
+            write_scenes(tmp_path, other, workers=1)
+        assert "--train was 24, now 8" in str(error.value)
+        assert "Choose another --out" in str(error.value)
+        assert files(tmp_path) == {name: data for name, data in before.items() if name.endswith(".tar")}
+
+
+def test_scenes_of_another_version_are_not_drawn_over(tmp_path: Path) -> None:
+    manifest = write_scenes(tmp_path, SMALL, workers=1)
+    source = dict(manifest.source) | {"fingerprint": "0" * 64}
+    dataclasses.replace(manifest, source=source).save(tmp_path)
+    before = state_of(tmp_path)
+    with pytest.raises(DataError, match="another version of ssmke drew them"):
+        write_scenes(tmp_path, SMALL, workers=1)
+    assert state_of(tmp_path) == before
+
+
+def test_another_dataset_is_never_overwritten(tmp_path: Path, dataset: Callable[..., Path]) -> None:
+    for name in ("flickr8k", "scenes"):  # a dataset made of scenes, by reshard, bears that name as well
+        folder = dataset(name, {"train": [2]})
+        before = state_of(folder)
+        with pytest.raises(DataError, match=f"holds the dataset '{name}', made otherwise"):
+            write_scenes(folder, SMALL, workers=1)
+        assert state_of(folder) == before
+
+
+def test_tars_of_the_user_are_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "train-00000.tar").write_bytes(b"years of work")
+    with pytest.raises(DataError, match=r"is not empty \(it holds 'train-00000.tar'\)"):
+        write_scenes(tmp_path, SMALL, workers=1)
+    assert state_of(tmp_path) == {"train-00000.tar": b"years of work"}
+
+
+def test_two_runs_never_draw_into_one_folder(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process"):
+            write_scenes(tmp_path, SMALL, workers=1)
+    finally:
+        os.close(descriptor)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -219,4 +286,4 @@ def test_another_dataset_is_never_overwritten(tmp_path: Path) -> None:
 )
 def test_impossible_sizes_name_the_flag(field: str, value: int) -> None:
     with pytest.raises(ConfigError, match=f"--{field.replace('_', '-')}"):
-        ScenesConfig(**{field: value})  # type: ignore[arg-type]
+        ScenesConfig(**{field: value})

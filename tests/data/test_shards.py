@@ -381,3 +381,50 @@ def test_scanning_agrees_with_writing(shard: Path) -> None:
     table, index = scan(shard), ShardIndex.load(shard)
     np.testing.assert_array_equal(table.rows_array(), index.rows)
     assert table.extensions == ["jpg"] * 4
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("image_offset", 1 << 60), ("image_size", 1 << 60), ("json_offset", -1), ("json_size", -5)],
+)
+def test_an_index_that_names_impossible_places_is_made_again(
+    column: str, value: int, tmp_path: Path, samples: Callable[..., list[Sample]]
+) -> None:
+    path = tmp_path / "train-00000.tar"
+    write_shard(path, samples(3), "train")
+    with np.load(index_path(path)) as stored:
+        arrays = dict(stored)
+    arrays[column][1] = value
+    np.savez(index_path(path), **arrays)
+    assert ShardIndex.load_stored(path) is None
+    assert ShardIndex.load(path).read(1).key == "s001"
+
+
+@pytest.mark.parametrize("columns", [("image_offset", "image_size"), ("image_size",)])
+def test_an_index_that_gives_another_image_is_noticed(
+    columns: tuple[str, ...], tmp_path: Path, samples: Callable[..., list[Sample]]
+) -> None:
+    path = tmp_path / "train-00000.tar"
+    write_shard(path, samples(3), "train")
+    with np.load(index_path(path)) as stored:
+        arrays = dict(stored)
+    for column in columns:
+        arrays[column][[0, 1]] = arrays[column][[1, 0]]
+    np.savez(index_path(path), **arrays)
+    index = ShardIndex.load(path)
+    for number in (0, 1):
+        with pytest.raises(BadSample, match="not as indexed"):
+            index.read(number)
+    assert index.read(2).key == "s002"
+
+
+@pytest.mark.parametrize("captions", [np.array([[1], [2], [3]]), np.array(["1", "2", "3"])])
+def test_an_index_of_other_types_is_made_again(
+    captions: np.ndarray, tmp_path: Path, samples: Callable[..., list[Sample]]
+) -> None:
+    path = tmp_path / "train-00000.tar"
+    write_shard(path, samples(3), "train")
+    with np.load(index_path(path)) as stored:
+        arrays = dict(stored) | {"captions": captions}
+    np.savez(index_path(path), **arrays)
+    assert ShardIndex.load(path).captions.tolist() == [1, 2, 3]

@@ -66,7 +66,7 @@ def test_one_view_is_what_the_teacher_says_of_the_canonical_view(
         except BadSample:
             assert np.isnan(cache.row(image, 0)).all()
             continue
-        pixels = render(picture, canonical_box(*picture.size), False, 32)
+        pixels = render(np.array(picture), canonical_box(*picture.size), False, 32)
         usable += 1
         expected = teacher(torch.from_numpy(pixels)[None])[0].half().numpy()
         np.testing.assert_allclose(cache.row(image, 0), expected, rtol=2e-3, atol=2e-3)
@@ -78,8 +78,8 @@ def test_each_view_is_what_the_teacher_says_of_that_crop(copied: ImageTextShards
     picture = decode_image(copied.read(0).image)
     rows = [cache.row(0, view) for view in range(3)]
     for view, row in enumerate(rows):
-        box, flip = view_box(copied.key(0), view, *picture.size, AUGMENTATION)
-        expected = teacher(torch.from_numpy(render(picture, box, flip, 32))[None])[0].half().numpy()
+        box, flip = view_box(copied.key(0), view, AUGMENTATION, *picture.size)
+        expected = teacher(torch.from_numpy(render(np.array(picture), box, flip, 32))[None])[0].half().numpy()
         np.testing.assert_allclose(row, expected, rtol=2e-3, atol=2e-3)
     assert not np.array_equal(rows[0], rows[1])
 

@@ -19,11 +19,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ssmke.data.import_state import Skip
-from ssmke.data.importing import Entry, ImportReport, StorageConfig, import_entries
+from ssmke.data.importing import ImportReport, StorageConfig, pick_extra
 from ssmke.data.manifest import SPLIT_NAME
 from ssmke.data.parallel import Progress
+from ssmke.data.quality.cleaning import CleaningConfig
 from ssmke.data.shards import make_key
+from ssmke.data.sources.entries import Entry, import_entries
+from ssmke.data.sources.image_files import ImageFiles, is_zip
 from ssmke.errors import ConfigError, DataError
+
+KARPATHY_ZIP = "caption_datasets.zip"
+"""The archive that his captions of COCO, Flickr8k and Flickr30k are distributed in."""
+Restval = Literal["train", "keep", "skip"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +38,17 @@ class KarpathyConfig:
     """What is imported, and how it is stored."""
 
     images: Path
-    """Folder of the image files."""
+    """Folder of the image files, or a zip archive of them."""
     captions: Path
     """The JSON file with captions and splits."""
     out: Path
     """Folder to write the dataset to."""
-    restval: Literal["train", "keep", "skip"] = "train"
+    restval: Restval = "train"
     """What COCO's split "restval" becomes: part of train, a split of its own, or nothing."""
     storage: StorageConfig = dataclasses.field(default_factory=StorageConfig)
     """How images are stored."""
+    clean: CleaningConfig = dataclasses.field(default_factory=CleaningConfig)
+    """What is left out."""
 
     def __post_init__(self) -> None:
         if self.restval not in ("train", "keep", "skip"):
@@ -59,64 +68,89 @@ def import_karpathy(
     Raises:
         DataError: the captions file cannot be used (names entry and field), or as `import_entries`.
     """
-    if not config.images.is_dir():
-        raise DataError(f"--images {config.images} is not a folder.")
-    content, fingerprint = _read(config.captions)
-    entries, skips = _parse(content, config)
-    dataset = content.get("dataset")
+    if not config.images.is_dir() and not (is_zip(config.images) and config.images.is_file()):
+        raise DataError(f"--images {config.images} is not a folder, and no zip archive.")
+    try:
+        data = config.captions.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read --captions {config.captions}: {error.strerror or error}.") from error
+    captions = parse_captions(data, f"--captions {config.captions}", config.restval)
     return import_entries(
-        name=dataset if isinstance(dataset, str) and dataset else config.captions.stem,
-        images=config.images,
-        entries=entries,
-        skips=skips,
+        name=captions.dataset or config.captions.stem,
+        images=ImageFiles({"": config.images}),
+        entries=captions.entries,
+        skips=captions.skips,
         out=config.out,
         identity={
             "importer": "karpathy",
-            "--captions (SHA-256)": fingerprint,
+            "--captions (SHA-256)": captions.fingerprint,
             "--restval": config.restval,
         },
         source={
             "captions_file": config.captions.name,
-            "fingerprint": fingerprint,
+            "fingerprint": captions.fingerprint,
             "importer": "karpathy",
-            "max_side": config.storage.max_side,
             "restval": config.restval,
         },
         storage=config.storage,
+        clean=config.clean,
         workers=workers,
         on_total=on_total,
         on_items=on_items,
     )
 
 
-def _read(path: Path) -> tuple[dict[str, Any], str]:
-    """Content of the captions file, and its SHA-256."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read --captions {path}: {error.strerror or error}.") from error
-    try:
-        # A byte that is not UTF-8 becomes a surrogate, and costs its caption instead of the file.
-        content = json.loads(data.decode("utf-8-sig", "surrogateescape"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"--captions {path} is not JSON ({error}): give a file in Karpathy's form.") from None
+@dataclasses.dataclass(frozen=True)
+class KarpathyCaptions:
+    """What a captions file says."""
+
+    dataset: str
+    """Name that it gives the dataset; may be empty."""
+    fingerprint: str
+    """SHA-256 of the file."""
+    entries: list[Entry]
+    skips: list[Skip]
+    """Images that cannot be entries."""
+
+
+def parse_captions(data: bytes, where: str, restval: Restval) -> KarpathyCaptions:
+    """Read the content of a captions file.
+
+    Raises:
+        DataError: it is not of Karpathy's form; the message begins with ``where`` and names entry and field.
+    """
+    content = read_json(data, where, "in Karpathy's form")
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise DataError(
-            f'--captions {path}: field "images" is missing or no list: give a file in Karpathy\'s form.'
-        )
-    return content, hashlib.sha256(data).hexdigest()
+        raise DataError(f'{where}: field "images" is missing or no list: give a file in Karpathy\'s form.')
+    dataset = content.get("dataset")
+    entries, skips = _parse(content, where, restval)
+    return KarpathyCaptions(
+        dataset if isinstance(dataset, str) else "", hashlib.sha256(data).hexdigest(), entries, skips
+    )
 
 
-def _parse(content: Mapping[str, Any], config: KarpathyConfig) -> tuple[list[Entry], list[Skip]]:
+def read_json(data: bytes, where: str, form: str) -> Any:
+    """Parse JSON; a byte that is not UTF-8 becomes a surrogate, and costs its caption instead of the file.
+
+    Raises:
+        DataError: it is no JSON; ``form`` says what is wanted.
+    """
+    try:
+        return json.loads(data.decode("utf-8-sig", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON ({error}): give a file {form}.") from None
+
+
+def _parse(content: Mapping[str, Any], where: str, restval: Restval) -> tuple[list[Entry], list[Skip]]:
     entries: list[Entry] = []
     skips: list[Skip] = []
     files: dict[str, str] = {}  # by key
     for number, raw in enumerate(content["images"]):
-        fields = _Fields(config.captions, number, raw)
+        fields = _Fields(where, number, raw)
         name, folder, split = fields.text("filename"), fields.text("filepath", ""), fields.split()
         captions = fields.captions()
-        if split == "restval" and config.restval != "keep":
-            if config.restval == "skip":
+        if split == "restval" and restval != "keep":
+            if restval == "skip":
                 continue
             split = "train"
         file = f"{folder}/{name}" if folder else name
@@ -131,7 +165,7 @@ def _parse(content: Mapping[str, Any], config: KarpathyConfig) -> tuple[list[Ent
             skips.append(Skip(number, file, split, "duplicate file"))
             continue
         files[key] = file
-        ids = {field: raw[field] for field in ("imgid", "cocoid") if field in raw}
+        ids = pick_extra(raw, ("imgid", "cocoid"))
         entries.append(Entry(number, file, key, split, captions, {"filename": name} | ids))
     return entries, skips
 
@@ -139,8 +173,8 @@ def _parse(content: Mapping[str, Any], config: KarpathyConfig) -> tuple[list[Ent
 class _Fields:
     """Typed access to one entry, with errors that say where in the file."""
 
-    def __init__(self, path: Path, number: int, raw: Any) -> None:
-        self._where = f"--captions {path}: images[{number}]"
+    def __init__(self, where: str, number: int, raw: Any) -> None:
+        self._where = f"{where}: images[{number}]"
         if not isinstance(raw, dict):
             raise DataError(f"{self._where} is not an object: give a file in Karpathy's form.")
         self._raw = raw

@@ -1,9 +1,9 @@
 """The embedded dataset: rendered scenes with captions, written as ordinary shards.
 
 Everything is a pure function of the seed (see `scene_plan.py`, which also says why the splits are disjoint
-in composition), so the shards need not be shipped: 2 cores draw the default set in a few seconds. Shards
-are drawn in parallel, written atomically, and noted one by one in `progress.json`, so an interrupted or
-repeated call draws only what is missing or was damaged.
+in composition), so the shards need not be shipped: 2 cores draw the default set in a few seconds. They are
+written as an import writes its own (`ssmke.data.importing`): in parallel, noted one by one, so an interrupted or
+repeated call draws only what is missing or was damaged, and never into a folder that holds anything else.
 
 Default sizes: few pairs for training, because that is where a teacher that has seen many more unlabelled
 images helps; 1,000 test images make chance exactly 0.1 % of R@1.
@@ -14,25 +14,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rich.progress import track
-
-from ssmke.data.atomic import make_folder, write_json
-from ssmke.data.manifest import Manifest, ShardInfo, Split
-from ssmke.data.shards import Sample, write_shard
+from ssmke.data.import_state import Skip
+from ssmke.data.importing import ShardPlan, import_shards
+from ssmke.data.manifest import FILE_NAME, IMPORT_STATE_NAME, Manifest, ShardInfo
+from ssmke.data.parallel import Progress, tick
+from ssmke.data.shards import Sample, file_sha256
 from ssmke.data.sources.scene_captions import write_captions
 from ssmke.data.sources.scene_plan import SPLITS, Scene, plan_scenes
 from ssmke.data.sources.scene_render import encode_scene
 from ssmke.errors import ConfigError, DataError
 
-PROGRESS = "progress.json"
+KIND = "rendered scenes"
 
 
 @dataclass(frozen=True)
@@ -66,69 +64,112 @@ class ScenesConfig:
         ):
             value = getattr(self, name)
             if not low <= value <= high:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} must lie between {low} and {high}, not {value}")
+                raise ConfigError(f"{_flag(name)} must lie between {low} and {high}, not {value}")
         if not self.train + self.val + self.test:
             raise ConfigError("--train, --val and --test are all 0: nothing to draw")
 
 
-def write_scenes(out_dir: str | Path, config: ScenesConfig, workers: int | None = None) -> Manifest:
-    """Draws the scenes into `out_dir` and returns its manifest; finished shards are reused.
+def write_scenes(
+    out_dir: str | Path,
+    config: ScenesConfig,
+    workers: int | None = None,
+    on_total: Progress = lambda images: None,
+    on_items: Progress = lambda images: None,
+) -> Manifest:
+    """Draws the scenes into `out_dir` and returns its manifest; what is there of the same scenes is kept.
 
-    `workers`: processes that draw, by default one per usable core. Raises `DataError` where `out_dir` holds
-    another dataset or cannot be written.
+    `workers`: processes that draw, by default one per core. `on_total` is called with the number of images, if any
+    are to be drawn, `on_items` with the number done since the last call. Raises `DataError` where `out_dir` holds
+    anything else, or cannot be written.
     """
     out = Path(out_dir)
-    make_folder(out)
     fingerprint = _fingerprint(config)
-    done = _finished(out, fingerprint)
-    jobs = [job for job in _jobs(config) if job[0] not in done]
-    for info in _draw_all(out, config, jobs, workers or os.cpu_count() or 1):
-        done[info.file] = info
-        shards = [dataclasses.asdict(shard) for shard in done.values()]
-        write_json(out / PROGRESS, {"fingerprint": fingerprint, "shards": shards})
-    manifest = _manifest(config, fingerprint, done)
-    manifest.save(out)
-    with suppress(OSError):
-        (out / PROGRESS).unlink()
-    return manifest
+    source = {"kind": KIND, **dataclasses.asdict(config), "fingerprint": fingerprint}
+    finished = _finished(out, source)
+    if finished is not None:
+        return finished
+    report = import_shards(
+        name="scenes",
+        plans=_plans(config, fingerprint, on_total),
+        out=out,
+        identity={
+            "importer": KIND,
+            **{_flag(name): value for name, value in dataclasses.asdict(config).items()},
+        },
+        source=source,
+        workers=workers or os.cpu_count() or 1,
+        on_items=on_items,
+    )
+    return report.manifest
 
 
-Job = tuple[str, str, int, int]  # shard file, split, first scene, end
+def _finished(out: Path, source: dict[str, Any]) -> Manifest | None:
+    """The dataset that is in `out` already; None if there is none, or shards of it have to be drawn again."""
+    if not os.path.lexists(out / FILE_NAME):
+        return None
+    manifest = Manifest.load(out)
+    if manifest.source.get("kind") != KIND:
+        raise DataError(
+            f"--out {out} holds the dataset {manifest.name!r}, made otherwise: choose another --out."
+        )
+    differences = [
+        f"{_flag(name)} was {manifest.source.get(name)!r}, now {value!r}"
+        for name, value in source.items()
+        if name != "fingerprint" and manifest.source.get(name) != value
+    ]
+    if not differences and manifest.source.get("fingerprint") != source["fingerprint"]:
+        differences = ["another version of ssmke drew them"]
+    if differences:
+        raise DataError(
+            f"--out {out} holds other scenes: {'; '.join(differences)}. Choose another --out, or delete that folder."
+        )
+    damaged = [
+        shard.file
+        for split in manifest.splits.values()
+        for shard in split.shards
+        if not _is_whole(out / shard.file, shard)
+    ]
+    if damaged and not (out / IMPORT_STATE_NAME).exists():
+        raise DataError(
+            f"{out / damaged[0]} is missing or damaged, and {IMPORT_STATE_NAME} is not there, without which no "
+            f"shard can be drawn again: delete the folder, then run the same command again."
+        )
+    return None if damaged else manifest
 
 
-def _jobs(config: ScenesConfig) -> Iterator[Job]:
+def _is_whole(path: Path, shard: ShardInfo) -> bool:
+    try:
+        return path.stat().st_size == shard.bytes and file_sha256(path) == shard.sha256
+    except OSError:
+        return False
+
+
+def _plans(config: ScenesConfig, fingerprint: str, on_total: Progress) -> Iterator[ShardPlan]:
+    # Only here is it known that they are to be drawn.
+    on_total(config.train + config.val + config.test)
     for split in SPLITS:
         images, step = getattr(config, split), config.images_per_shard
+        scenes = plan_scenes(config.seed, split, images)
         for number, first in enumerate(range(0, images, step)):
-            yield f"{split}-{number:05d}.tar", split, first, min(first + step, images)
+            drawn = DrawnScenes(tuple(scenes[first : first + step]), split, first, config)
+            digest = hashlib.sha256(f"{fingerprint} {split} {first}".encode()).hexdigest()
+            yield ShardPlan(f"{split}-{number:05d}.tar", split, digest, drawn)
 
 
-def _draw_all(out: Path, config: ScenesConfig, jobs: list[Job], workers: int) -> Iterator[ShardInfo]:
-    plans = {
-        split: plan_scenes(config.seed, split, getattr(config, split)) for split in {job[1] for job in jobs}
-    }
-    tasks = [(out, file, split, first, plans[split][first:end], config) for file, split, first, end in jobs]
-    if workers <= 1 or len(tasks) <= 1:
-        yield from (_draw_shard(*task) for task in track(tasks, "drawing scenes", disable=not tasks))
-        return
-    # Spawned, not forked: the caller may have started threads (torch, MLflow).
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
-        futures = [pool.submit(_draw_shard, *task) for task in tasks]
-        try:
-            for future in track(as_completed(futures), "drawing scenes", total=len(futures)):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+@dataclass(frozen=True)
+class DrawnScenes:
+    """What a shard is made of."""
 
+    scenes: tuple[Scene, ...]
+    split: str
+    first: int
+    """Number of the first of them in its split."""
+    config: ScenesConfig
 
-def _draw_shard(
-    out: Path, file: str, split: str, first: int, scenes: list[Scene], config: ScenesConfig
-) -> ShardInfo:
-    samples = (scene_sample(scene, split, first + number, config) for number, scene in enumerate(scenes))
-    return write_shard(out / file, samples, split)
+    def samples(self, skips: list[Skip]) -> Iterator[Sample]:
+        for number, scene in enumerate(self.scenes, self.first):
+            yield scene_sample(scene, self.split, number, self.config)
+            tick()
 
 
 def scene_sample(scene: Scene, split: str, number: int, config: ScenesConfig) -> Sample:
@@ -142,6 +183,10 @@ def scene_sample(scene: Scene, split: str, number: int, config: ScenesConfig) ->
     )
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _fingerprint(config: ScenesConfig) -> str:
     """Digest of the options and of drawn scenes, so that a changed renderer or grammar redraws all."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
@@ -150,41 +195,3 @@ def _fingerprint(config: ScenesConfig) -> str:
             digest.update(encode_scene(scene, config.side))
             digest.update("\n".join(write_captions(scene, config.captions)).encode())
     return digest.hexdigest()
-
-
-def _finished(out: Path, fingerprint: str) -> dict[str, ShardInfo]:
-    """Shards of an earlier call with the same fingerprint that are still whole."""
-    known: list[ShardInfo] = []
-    if (out / "manifest.json").is_file():
-        manifest = Manifest.load(out)
-        if manifest.name != "scenes":
-            raise DataError(f"{out} already holds the dataset {manifest.name!r}; choose another --out")
-        if manifest.source.get("fingerprint") == fingerprint:
-            known = [shard for split in manifest.splits.values() for shard in split.shards]
-    if not known and (out / PROGRESS).is_file():
-        try:
-            state = json.loads((out / PROGRESS).read_text())
-            if state["fingerprint"] == fingerprint:
-                known = [ShardInfo(**shard) for shard in state["shards"]]
-        except (ValueError, KeyError, TypeError):
-            known = []  # cut short or foreign: draw again, it costs seconds
-    return {shard.file: shard for shard in known if _is_whole(out / shard.file, shard)}
-
-
-def _is_whole(path: Path, shard: ShardInfo) -> bool:
-    if not path.is_file() or path.stat().st_size != shard.bytes:
-        return False
-    return hashlib.sha256(path.read_bytes()).hexdigest() == shard.sha256
-
-
-def _manifest(config: ScenesConfig, fingerprint: str, done: dict[str, ShardInfo]) -> Manifest:
-    splits: dict[str, list[ShardInfo]] = {}
-    for file, split, _, _ in _jobs(config):
-        splits.setdefault(split, []).append(done[file])
-    source = {"kind": "rendered scenes", **dataclasses.asdict(config), "fingerprint": fingerprint}
-    return Manifest(
-        name="scenes",
-        source=source,
-        splits={name: Split(tuple(shards)) for name, shards in splits.items()},
-        skipped={},
-    )

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from ssmke.data import importing
 from ssmke.data.atomic import HashingWriter
 from ssmke.data.dataset import ImageTextShards
+from ssmke.data.decode import decode_image
 from ssmke.data.importing import ImportReport, StorageConfig
 from ssmke.data.manifest import Manifest
+from ssmke.data.quality.cleaning import CleaningConfig
 from ssmke.data.shards import file_sha256
 from ssmke.data.sources.karpathy import KarpathyConfig, import_karpathy
 from ssmke.data.verify import verify
@@ -182,9 +183,31 @@ def test_max_side_scales_only_larger_images(karpathy: Any, encode: Encode) -> No
     karpathy.add("small.png", encode(64, 20, "PNG"), "test", "x")
     run(karpathy, max_side=64)
     shards = ImageTextShards.open([karpathy.out], "test")
-    assert importing.decode_image(shards.read(0).image).size == (64, 16)
+    assert decode_image(shards.read(0).image).size == (64, 16)
     assert shards.read(1).image == encode(64, 20, "PNG")
     assert verify(karpathy.out).ok
+
+
+def test_cleaning_is_counted_and_part_of_what_an_import_is(karpathy: Any, encode: Encode) -> None:
+    karpathy.add("thin.jpg", encode(400, 40), "train", "a thin picture")
+    karpathy.add("name.jpg", encode(), "train", "IMG_0012.jpg", "a dog runs")
+    run(karpathy, out=karpathy.out.with_name("plain"))
+    manifest = run(karpathy, clean=CleaningConfig(max_aspect=3, boilerplate=True)).manifest
+    assert dict(manifest.skipped) == {"extreme aspect": 1, "boilerplate caption": 1}
+    assert manifest.source["clean"] == {"--clean.max-aspect": 3, "--clean.boilerplate": True}
+    assert (manifest.images, manifest.captions) == (6, 11)
+    with pytest.raises(DataError, match=r"--clean.max-aspect was 3, now None"):
+        run(karpathy)
+    state = (karpathy.out.with_name("plain") / "import.state.jsonl").read_text()
+    assert "clean" not in state  # so that imports of before there was cleaning go on
+
+
+def test_ids_of_any_kind_are_bounded(karpathy: Any, encode: Encode) -> None:
+    entry = karpathy.add("x.jpg", encode(), "test", "x")
+    entry["imgid"], entry["cocoid"] = "\ud83d", ["no", "id"]
+    karpathy.save()
+    run(karpathy)
+    assert ImageTextShards.open([karpathy.out], "test").read(0).extra == {"filename": "x.jpg"}
 
 
 FAULTS: dict[str, Callable[[list[Any]], object]] = {
@@ -234,9 +257,19 @@ def test_what_is_no_captions_file(karpathy: Any, data: bytes, message: str) -> N
 
 def test_if_no_image_can_be_used_it_says_why(karpathy: Any) -> None:
     for path in karpathy.images.iterdir():
-        path.unlink()
-    with pytest.raises(DataError, match=r"nothing could be imported .*: 5 x missing file"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"nothing could be imported .*: 5 x not an image"):
         run(karpathy)
+
+
+def test_a_wrong_folder_of_images_deletes_nothing(karpathy: Any) -> None:
+    run(karpathy)
+    before = {path.name: path.read_bytes() for path in karpathy.out.iterdir()}
+    karpathy.images.rename(karpathy.images.with_name("elsewhere"))
+    karpathy.images.mkdir()
+    with pytest.raises(DataError, match=r"none of the 5 images is where they are looked for \(0\.jpg"):
+        run(karpathy)
+    assert {path.name: path.read_bytes() for path in karpathy.out.iterdir()} == before
 
 
 def test_options_are_checked() -> None:
@@ -313,6 +346,21 @@ def test_images_that_were_missing_may_be_added(karpathy: Any, encode: Encode) ->
     assert verify(karpathy.out).ok
 
 
+def test_a_file_that_could_not_be_read_is_tried_again(karpathy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_bytes
+
+    def broken_disk(path: Path) -> bytes:
+        if path.name == "4.jpg":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", broken_disk)
+        assert dict(run(karpathy, shard_images=2).manifest.skipped) == {"unreadable file": 1}
+    report = run(karpathy, shard_images=2)
+    assert (report.reused, report.written, report.manifest.images) == (2, 1, 5)
+
+
 def test_a_shard_that_lost_all_its_images_is_gone(karpathy: Any) -> None:
     run(karpathy, shard_images=2)
     (karpathy.images / "2.jpg").unlink()
@@ -366,11 +414,11 @@ from pathlib import Path
 from ssmke.data import importing
 from ssmke.data.sources.karpathy import KarpathyConfig, import_karpathy
 
-def slow(data, decode=importing.decode_image):
+def slow(data, clean, store=importing.stored_image, **options):
     time.sleep(0.2)
-    return decode(data)
+    return store(data, clean, **options)
 
-importing.decode_image = slow
+importing.stored_image = slow
 if __name__ == "__main__":
     print("ready", flush=True)
     config = KarpathyConfig(*map(Path, sys.argv[1:4]), storage=importing.StorageConfig(shard_images=2))

@@ -1,0 +1,1 @@
+"""Datasets that lie elsewhere (s3://, gs://, hf://, https://): fetched whole shard by whole shard, and kept."""
