@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from timm.layers import Mlp, resample_abs_pos_embed
 from torch import Tensor, nn
 
+from ssmke.models.patches import select
+
 
 def sincos_positions(dim: int, grid: int) -> Tensor:
     """Fixed 2-D positions of MAE and data2vec 2.0: half a vector encodes the column, the other half the row.
@@ -69,6 +71,9 @@ class PostNormBlock(nn.Module):
 class Data2Vec2Image(nn.Module):
     """Image [B, 3, S, S] -> tokens [B, 1 + (S / patch)^2, dim] of the last block, the [CLS] token first.
 
+    S may be any multiple of the patch size; positions are interpolated. With ``kept``, int64 [B, K], only those patches
+    are looked at, and the tokens are [B, 1 + K, dim].
+
     Args:
         img_size: side S in pixels, a multiple of ``patch_size``.
         patch_size, embed_dim, depth, num_heads, mlp_ratio: as in timm; the defaults are the base model.
@@ -113,10 +118,12 @@ class Data2Vec2Image(nn.Module):
             self.positions, new_size=[new, new], old_size=[old, old], num_prefix_tokens=0
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.patch_embed(images).flatten(2).transpose(1, 2)  # [B, N, D]
-        x = x + self.positions.to(x.dtype)
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # [B, 1 + N, D]
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        x = self.patch_embed(images)  # [B, D, rows, columns]
+        grid = list(x.shape[2:])
+        positions = resample_abs_pos_embed(self.positions, grid, [self.grid, self.grid], num_prefix_tokens=0)
+        x = select(x.flatten(2).transpose(1, 2) + positions.to(x.dtype), kept)  # [B, N or K, D]
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # [B, 1 + N or K, D]
         out: Tensor = self.blocks(self.norm(x))
         return out
 

@@ -13,6 +13,10 @@ Why the timm model is called as a whole and not block by block: parameters such 
 outermost module, and ZeRO-3 gathers them only around the forward of the module that owns them. The cut model
 therefore keeps timm's own ``forward``, with head, norm and pooling replaced by identities.
 
+Images may be smaller than the encoder's size, and a ViT may be shown some of the patches only (`patches`). The lower
+blocks can be frozen: as nothing below them is trained either, they then cost a forward pass and no memory for a
+backward one.
+
 Normalisation follows the name: a timm tag (``vit_base_patch16_224.dino``) brings its own mean and deviation,
 so name the tag even when the weights come from a file. ``mean`` and ``std`` overrule it.
 """
@@ -34,6 +38,7 @@ from torch import Tensor, nn
 from ssmke.errors import ConfigError, WeightsError
 from ssmke.models import official
 from ssmke.models.data2vec2 import Data2Vec2Image
+from ssmke.models.patches import adapt
 from ssmke.models.weights import LoadReport, UntrainedWeightsWarning, load_exactly, read_weights, resolve_path
 
 FLAG = "--model.image"
@@ -60,6 +65,8 @@ class ImageEncoderConfig:
     path, "package:<file>" that ships with ssmke, or "none" for random weights."""
     frozen: bool = False
     """Never train it: no gradient, and evaluation mode throughout."""
+    freeze_blocks: int = 0
+    """Never train the patch embedding, positions and first so many blocks (of a conv net: stem and first stages)."""
     image_size: int | None = None
     """Side of the square input in pixels; position tables are interpolated. None: the model's own."""
     timm_kwargs: dict[str, int | float | bool | str] = field(default_factory=dict)
@@ -74,6 +81,8 @@ class ImageEncoderConfig:
             raise ConfigError(f"{FLAG}.depth must be at least 1 or None, got {self.depth}")
         if self.image_size is not None and self.image_size < 1:
             raise ConfigError(f"{FLAG}.image-size must be positive, got {self.image_size}")
+        if self.freeze_blocks < 0:
+            raise ConfigError(f"{FLAG}.freeze-blocks must be 0 or more, got {self.freeze_blocks}")
         self.mean, self.std = checked_channels(self.mean, self.std, FLAG)
 
 
@@ -99,6 +108,8 @@ def checked_channels(
 class ImageEncoder(nn.Module):
     """Normalised images [B, 3, S, S] -> tokens [B, N, dim], [CLS] first.
 
+    S is `image_size` or, in training, less; see `check_views` for what an encoder can take.
+
     Computes in the dtype of its parameters. Batch norms, where there are any, always use their stored
     statistics: those of one rank's batch are not those of the global batch, and folded ones have none to
     begin with.
@@ -111,6 +122,7 @@ class ImageEncoder(nn.Module):
         dim: int,
         grid: tuple[int, int],
         image_size: int,
+        patch_size: int | None,
         mean: Channels,
         std: Channels,
         map_format: str | None,
@@ -126,6 +138,8 @@ class ImageEncoder(nn.Module):
         """Rows and columns of the patch (or map cell) tokens."""
         self.image_size = image_size
         """Side of the square input in pixels."""
+        self.patch_size = patch_size
+        """Side of a patch in pixels where patches can be chosen; None for other encoders."""
         self.mean = mean
         self.std = std
         self.frozen = frozen
@@ -143,20 +157,55 @@ class ImageEncoder(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """``kept``: numbers of the patches that are shown, int64 [B, K], row by row of this image; None: all."""
         if not images.is_floating_point():
             raise TypeError(f"the image encoder takes normalised images, got {images.dtype} pixels")
         images = images.to(next(self.parameters()).dtype)
         if self.frozen:
             with torch.no_grad():
-                return self._tokens(images)
-        return self._tokens(images)
+                return self._tokens(images, kept)
+        return self._tokens(images, kept)
 
-    def _tokens(self, images: Tensor) -> Tensor:
+    def check_views(self, side: int, patch_drop: float) -> None:
+        """Whether images of ``side`` pixels with a share ``patch_drop`` of their patches left out can be shown.
+
+        To be called while the parameters are whole.
+
+        Raises:
+            ConfigError: they cannot; the message names the flag of the curriculum.
+        """
+        flag = "--data.curriculum"
+        if patch_drop and self.patch_size is None:
+            raise ConfigError(
+                f"{flag}.patch-drop {patch_drop}: {type(self.backbone).__name__} is not made of patches that could be "
+                "left out; use a plain ViT or BEiT, or leave the flag out"
+            )
+        if side > self.image_size:
+            raise ConfigError(
+                f"{flag}.image-size {side} is larger than the image encoder's {self.image_size} pixels: lower it"
+            )
+        if side == self.image_size:
+            return
+        if self.patch_size is not None and side % self.patch_size:
+            raise ConfigError(
+                f"{flag}.image-size {side} is not a multiple of the patch size {self.patch_size}"
+            )
+        weight = next(self.parameters())
+        try:
+            with torch.no_grad():
+                self(weight.new_zeros(1, 3, side, side))
+        except (AssertionError, RuntimeError) as error:
+            raise ConfigError(
+                f"{flag}.image-size {side}: {type(self.backbone).__name__} takes {self.image_size} pixels only "
+                f"({error})"
+            ) from error
+
+    def _tokens(self, images: Tensor, kept: Tensor | None) -> Tensor:
         if self._map_format is not None:
             # What convolutions are fastest in. Inputs alone: DeepSpeed broadcasts weights as flat bytes.
             images = images.contiguous(memory_format=torch.channels_last)
-        tokens: Tensor = self.backbone(images)
+        tokens: Tensor = self.backbone(images) if kept is None else self.backbone(images, kept)
         if self._map_format == "NCHW":
             tokens = tokens.flatten(2).transpose(1, 2)  # [B, H*W, D]
         elif self._map_format == "NHWC":
@@ -180,12 +229,15 @@ def build_image_encoder(config: ImageEncoderConfig, *, quiet: bool = False, flag
     """
     model, mean, std = create_backbone(config, "tokens", flag)
     map_format: str | None = None
+    patch_size: int | None = None
     if isinstance(model, PlainViT):
         _cut(model, config, flag)
         report = load_backbone(model, config, quiet, flag)
         size, grid = set_image_size(model, config, flag)
         dim = int(model.embed_dim)
         has_cls = not isinstance(model, VisionTransformer) or model.cls_token is not None
+        if isinstance(model, Data2Vec2Image) or adapt(model):
+            patch_size = size // grid[0]
     else:
         if config.depth is not None:
             raise ConfigError(
@@ -197,11 +249,13 @@ def build_image_encoder(config: ImageEncoderConfig, *, quiet: bool = False, flag
         map_format = str(getattr(model, "output_fmt", "NCHW"))
         dim, grid = _probe_map(model, size, map_format, config)
         has_cls = False
+    _freeze_lower(model, config, flag)
     return ImageEncoder(
         model,
         dim=dim,
         grid=grid,
         image_size=size,
+        patch_size=patch_size,
         mean=config.mean or mean,
         std=config.std or std,
         map_format=map_format,
@@ -341,6 +395,34 @@ def _cut(model: VisionTransformer | Beit | Data2Vec2Image, config: ImageEncoderC
     if not isinstance(model, Data2Vec2Image):  # its norm is the one before the blocks
         model.norm = nn.Identity()
         model.fc_norm = nn.Identity()
+
+
+def _freeze_lower(model: nn.Module, config: ImageEncoderConfig, flag: str) -> None:
+    """Takes what comes before the blocks, and the first of them, out of training."""
+    count = config.freeze_blocks
+    if not count:
+        return
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, (nn.Sequential, nn.ModuleList)):
+        raise ConfigError(
+            f"{flag}.freeze-blocks {count}: {config.name} is no sequence of blocks; leave the flag out, or freeze all "
+            f"of it: {flag}.frozen"
+        )
+    if count > len(blocks):
+        raise ConfigError(f"{flag}.freeze-blocks {count}: {config.name} has only {len(blocks)} blocks here")
+    if isinstance(model, PlainViT):
+        below = {id(parameter) for parameter in model.parameters()}
+        below -= {id(parameter) for block in blocks for parameter in block.parameters()}
+    else:
+        below = set()
+        for name, part in model.named_children():
+            if name == "blocks":
+                break
+            below |= {id(parameter) for parameter in part.parameters()}
+    below |= {id(parameter) for block in blocks[:count] for parameter in block.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) in below:
+            parameter.requires_grad_(False)
 
 
 def _superfluous(model: nn.Module) -> dict[str, str]:

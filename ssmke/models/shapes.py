@@ -6,7 +6,10 @@ image or on three caption lengths under that counter; a forward pass has at most
 so three lengths determine it.
 
 Parts are counted as this project computes them: the shared block works at the [CLS] alone, frozen tokens that
-come from a cache cost nothing, and gradients that nobody needs are not taken. To be called while the
+come from a cache cost nothing, and gradients that nobody needs are not taken. With frozen lower blocks the first
+trained layer above them needs no gradient of its input, which spares a post-norm layer (BERT, data2vec 2.0) one pass
+of its projections; before those of a pre-norm block (ViT, BEiT) stands a trained norm that wants the gradient. With a
+curriculum a pair costs the mean over all steps of the run. To be called while the
 parameters are whole, so before DeepSpeed partitions them. Cost: nothing for transformers, a forward and
 backward pass of one sample otherwise.
 """
@@ -15,6 +18,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssmke.cost.efficiency import flops
 from ssmke.cost.efficiency.flops import FROZEN, ONE_GRADIENT, TRAINED, Part, Shapes
+from ssmke.data.curriculum import CurriculumConfig, Phase, kept_count
 from ssmke.models.data2vec2 import Data2Vec2Image
 from ssmke.models.image_encoders import (
     ImageEncoder,
@@ -40,7 +46,7 @@ from ssmke.models.image_encoders import (
 from ssmke.models.shared import SharedBlock, SharedMLP
 from ssmke.models.student import SSMKE
 from ssmke.models.teachers import FLAG, Teacher, TeacherConfig
-from ssmke.models.text_encoders import TextEncoder, TextEncoderConfig
+from ssmke.models.text_encoders import TextEncoder, TextEncoderConfig, text_layers
 from ssmke.models.weights import resolve_path
 
 if TYPE_CHECKING:
@@ -48,7 +54,10 @@ if TYPE_CHECKING:
     from ssmke.recipes import Recipe
 
 _PLAIN_TEXT = ("bert", "distilbert", "roberta", "xlm-roberta", "camembert")
-"""transformers' model types whose matrix products are all in their layers."""
+"""transformers' model types whose matrix products are all in their layers, which are post-norm."""
+
+_ATTENTION_INPUTS = ("query", "key", "value", "q_lin", "k_lin", "v_lin")
+"""transformers' names of the projections that read a layer's input."""
 
 
 def shapes_of(
@@ -60,6 +69,7 @@ def shapes_of(
     max_tokens: int,
     batch_size: int | None = None,
     cached_tokens: bool = False,
+    curriculum: CurriculumConfig | None = None,
 ) -> Shapes:
     """What a training pair costs.
 
@@ -71,10 +81,12 @@ def shapes_of(
         max_tokens: where captions are cut.
         batch_size: pairs per step over all ranks, which the losses compare each pair with. None: no losses.
         cached_tokens: the frozen image encoder's tokens come from a cache.
+        curriculum: what the student sees of an image in which share of the steps. None: all of it in all steps.
     """
     student = module if isinstance(module, SSMKE) else module.student
-    parts = [] if cached_tokens else _image_parts(student.image_encoder)
-    parts += [_text_part(student.text_encoder, max_tokens), *_joint_parts(student, distillation)]
+    phases = (curriculum or CurriculumConfig()).phases(student.image_size)
+    parts = [] if cached_tokens else _image_parts(student.image_encoder, phases)
+    parts += [*_text_parts(student.text_encoder, max_tokens), *_joint_parts(student, distillation, phases)]
     if batch_size is not None and not isinstance(module, SSMKE):
         size = 0 if module.bank is None else module.bank.size
         parts += _loss_parts(student, module.config, module.levels, batch_size, size)
@@ -97,12 +109,12 @@ def shapes_of_recipe(recipe: Recipe) -> Shapes:
     distillation = recipe.loss.distillation != "none"
     with torch.device("meta"):
         if distillation:
-            teacher, dim = _teacher_without_weights(recipe.teacher)
+            teacher, dim = teacher_without_weights(recipe.teacher)
         student = SSMKE(
             dataclasses.replace(
                 recipe.model,
                 image=dataclasses.replace(recipe.model.image, weights="none"),
-                text=_text_without_weights(recipe.model.text),
+                text=text_without_weights(recipe.model.text),
                 prediction_dim=dim,
             ),
             quiet=True,
@@ -114,6 +126,7 @@ def shapes_of_recipe(recipe: Recipe) -> Shapes:
             online_teacher=False,
             max_tokens=recipe.model.text.max_tokens,
             cached_tokens=recipe.targets.frozen_tokens,
+            curriculum=recipe.data.curriculum,
         )
     levels = student.levels if recipe.loss.contrast == "all" else student.levels[:1]
     bank = recipe.loss.bank_size if recipe.loss.uses_bank else 0
@@ -133,31 +146,71 @@ def image_forward(model: nn.Module, image_size: int) -> float:
     found = _vit(model)
     if found is None:
         return _counted(model, _images(model, image_size))
-    stem, blocks, _ = found
     head = getattr(model, "head", None)
     return (
-        stem
-        + blocks
+        found.stem
+        + sum(found.blocks)
         + (flops.linear(head.in_features, head.out_features) if isinstance(head, nn.Linear) else 0)
     )
 
 
-def _image_parts(encoder: ImageEncoder) -> list[Part]:
-    found = _vit(encoder.backbone)
-    if found is not None:
-        stem, blocks, name = found
-        # Nothing below the patches is trained, so their gradient is not taken.
-        passes = (FROZEN, FROZEN) if encoder.frozen else (ONE_GRADIENT, TRAINED)
-        return [Part("patch embedding", passes[0], fixed=stem), Part(name, passes[1], fixed=blocks)]
-    images = _images(encoder.backbone, encoder.image_size)
-    forward = _counted(encoder.backbone, images)
-    if encoder.frozen or not forward:
-        return [Part("image encoder", FROZEN, fixed=forward)]
-    return [Part("image encoder", _counted(encoder.backbone, images, train=True) / forward, fixed=forward)]
+def _image_parts(encoder: ImageEncoder, phases: Sequence[Phase]) -> list[Part]:
+    backbone: Any = encoder.backbone
+    found = [vit for phase in phases if (vit := _vit(backbone, phase)) is not None]
+    if not found:
+        return [_counted_part(encoder, phases)]
+
+    def mean(cost: Callable[[_Vit], float]) -> float:
+        return sum(phase.share * cost(vit) for phase, vit in zip(phases, found, strict=True))
+
+    count, lower = len(backbone.blocks), _frozen_first(backbone.blocks)
+    below = mean(lambda vit: sum(vit.blocks[:lower]))
+    first = mean(lambda vit: sum(vit.projections[lower : lower + 1])) if lower else 0.0
+    trained = mean(lambda vit: sum(vit.blocks[lower:])) - first
+    # Nothing below the patches is trained, so their gradient is not taken.
+    stem = ONE_GRADIENT if _trained(backbone.patch_embed) else FROZEN
+    parts = (
+        Part("patch embedding", stem, fixed=mean(lambda vit: vit.stem)),
+        Part(f"image encoder, {lower} frozen blocks", FROZEN, fixed=below),
+        Part("image encoder, first trained projections", ONE_GRADIENT, fixed=first),
+        Part(f"image encoder, {count - lower} blocks", TRAINED, fixed=trained),
+    )
+    return [part for part in parts if part.fixed]
 
 
-def _vit(model: nn.Module) -> tuple[float, float, str] | None:
-    """(patch embedding, blocks, name) of a plain ViT, forward; None for what arithmetic does not know."""
+def _counted_part(encoder: ImageEncoder, phases: Sequence[Phase]) -> Part:
+    forward = train = 0.0
+    for phase in phases:
+        images = _images(encoder.backbone, phase.side)
+        forward += phase.share * _counted(encoder.backbone, images)
+        if _trained(encoder):
+            train += phase.share * _counted(encoder.backbone, images, train=True)
+    return Part("image encoder", train / forward if train else FROZEN, fixed=forward)
+
+
+def _trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _frozen_first(blocks: Sequence[nn.Module]) -> int:
+    """How many blocks from the first on are not trained."""
+    return next((number for number, block in enumerate(blocks) if _trained(block)), len(blocks))
+
+
+@dataclass(frozen=True)
+class _Vit:
+    """Operations of one image through a plain ViT, forward."""
+
+    stem: float
+    """The patch embedding."""
+    blocks: tuple[float, ...]
+    """Each block."""
+    projections: tuple[float, ...]
+    """Of each block the layers whose input is that of the block; none in a pre-norm block."""
+
+
+def _vit(model: nn.Module, phase: Phase | None = None) -> _Vit | None:
+    """What an image costs in a plain ViT, by default a whole one; None for what arithmetic does not know."""
     if not isinstance(model, PlainViT):
         return None
     if isinstance(model, Data2Vec2Image):
@@ -172,15 +225,22 @@ def _vit(model: nn.Module) -> tuple[float, float, str] | None:
     sizes = [_vit_block(block) for block in model.blocks]
     if None in sizes:
         return None
+    if phase is not None:
+        patches = (phase.side // projection.kernel_size[0]) ** 2
     stem = flops.patch_embedding(
         patches, projection.kernel_size[0], projection.out_channels, projection.in_channels
     )
-    blocks = sum(
-        flops.image_blocks(1, per_token=size[0], attention_dim=size[1], tokens=patches + prefix)
-        for size in sizes
-        if size is not None
+    tokens = (patches if phase is None else kept_count(patches, phase.drop)) + prefix
+    per_block = [size for size in sizes if size is not None]
+    post_norm = isinstance(model, Data2Vec2Image)
+    return _Vit(
+        float(stem),
+        tuple(
+            flops.image_blocks(1, per_token=dense, attention_dim=dim, tokens=tokens)
+            for dense, dim in per_block
+        ),
+        tuple(float(tokens * _projection(block)) if post_norm else 0.0 for block in model.blocks),
     )
-    return float(stem), float(blocks), f"image encoder, {len(sizes)} blocks"
 
 
 def _vit_block(block: nn.Module) -> tuple[int, int] | None:
@@ -188,6 +248,10 @@ def _vit_block(block: nn.Module) -> tuple[int, int] | None:
     if not isinstance(qkv, nn.Linear) or _has_other_products(block):
         return None
     return _dense(block), qkv.out_features // 3
+
+
+def _projection(block: Any) -> int:
+    return _dense(block.attn.qkv)
 
 
 def _has_other_products(block: nn.Module) -> bool:
@@ -203,22 +267,34 @@ def _dense(module: nn.Module) -> int:
     )
 
 
-def _text_part(encoder: TextEncoder, max_tokens: int) -> Part:
-    trained = any(parameter.requires_grad for parameter in encoder.parameters())
-    passes = TRAINED if trained else FROZEN
+def _text_parts(encoder: TextEncoder, max_tokens: int) -> list[Part]:
     backbone: Any = encoder.backbone
     config = backbone.config
-    if config.model_type in _PLAIN_TEXT:
-        stack = backbone.transformer if config.model_type == "distilbert" else backbone.encoder
-        layers = list(stack.layer)
+    if config.model_type not in _PLAIN_TEXT:
+        return [_fitted(encoder, TRAINED if _trained(encoder) else FROZEN, max_tokens)]
+    layers = text_layers(backbone)
+    lower = _frozen_first(layers)
+    per_token = _dense(layers[0])
+
+    def stack(name: str, count: int, passes: float) -> Part:
         return flops.text_blocks(
-            f"text encoder, {len(layers)} layers",
-            len(layers),
-            per_token=_dense(layers[0]),
+            f"text encoder, {name}",
+            count,
+            per_token=per_token,
             attention_dim=config.hidden_size,
             passes=passes,
         )
-    return _fitted(encoder, passes, max_tokens)
+
+    if not lower:
+        return [stack(f"{len(layers)} layers", len(layers), TRAINED)]
+    parts = [stack(f"{lower} frozen layers", lower, FROZEN)]
+    if lower < len(layers):
+        inputs = [part for name, part in layers[lower].named_modules() if name.endswith(_ATTENTION_INPUTS)]
+        first = float(sum(_dense(part) for part in inputs))
+        trained = stack(f"{len(layers) - lower} layers", len(layers) - lower, TRAINED)
+        parts.append(dataclasses.replace(trained, per_token=trained.per_token - first))
+        parts.append(Part("text encoder, first trained projections", ONE_GRADIENT, per_token=first))
+    return parts
 
 
 def _fitted(encoder: TextEncoder, passes: float, max_tokens: int) -> Part:
@@ -238,9 +314,9 @@ def _fitted(encoder: TextEncoder, passes: float, max_tokens: int) -> Part:
     return Part("text encoder", passes, one - per_token - squared, per_token, squared)
 
 
-def _joint_parts(student: SSMKE, distillation: bool) -> list[Part]:
+def _joint_parts(student: SSMKE, distillation: bool, phases: Sequence[Phase]) -> list[Part]:
     """Projections, shared encoder for both modalities, prediction head for both."""
-    tokens = _image_tokens(student.image_encoder)
+    tokens = sum(phase.share * _image_tokens(student.image_encoder, phase) for phase in phases)
     parts = [
         Part("image projection", TRAINED, fixed=float(_dense(student.image_projection) * tokens)),
         Part("text projection", TRAINED, per_token=float(_dense(student.text_projection))),
@@ -257,9 +333,15 @@ def _joint_parts(student: SSMKE, distillation: bool) -> list[Part]:
     return [part for part in parts if part.fixed or part.per_token]
 
 
-def _image_tokens(encoder: ImageEncoder) -> int:
+def _image_tokens(encoder: ImageEncoder, phase: Phase) -> int:
     """Tokens that leave the encoder: patches or map cells, [CLS] (or the mean in its place), registers."""
-    rows, columns = encoder.grid
+    if phase.side == encoder.image_size:
+        rows, columns = encoder.grid
+    elif encoder.patch_size is not None:
+        rows = columns = phase.side // encoder.patch_size
+    else:
+        with torch.no_grad():
+            return int(encoder(_images(encoder.backbone, phase.side)).shape[1])
     own = (
         1
         if isinstance(encoder.backbone, Data2Vec2Image)
@@ -269,25 +351,29 @@ def _image_tokens(encoder: ImageEncoder) -> int:
         isinstance(encoder.backbone, Data2Vec2Image)
         or getattr(encoder.backbone, "cls_token", None) is not None
     )
-    return int(rows * columns + own + (0 if has_cls else 1))
+    return int(kept_count(rows * columns, phase.drop) + own + (0 if has_cls else 1))
 
 
 def _loss_parts(
     student: SSMKE, config: LossConfig, levels: tuple[str, ...], batch_size: int, bank: int
 ) -> list[Part]:
-    """Logits of both directions: image against captions and back, predictions against targets."""
-    shared = student.shared
-    widths = {"output": student.dim, "input": student.dim, "hidden": shared.fc1.out_features}
-    both = 2 * 2 * batch_size * sum(widths[level] for level in levels)
-    parts = [Part("contrast", TRAINED, fixed=float(both))]
+    """Logits of images against captions, which serve both directions, and of both predictions against targets."""
+    widths = level_widths(student)
+    logits = 2 * batch_size * sum(widths[level] for level in levels)
+    parts = [Part("contrast", TRAINED, fixed=float(logits))]
     dim = student.config.prediction_dim
     if config.distillation == "contrastive" and dim is not None:
         parts.append(Part("distillation", ONE_GRADIENT, fixed=float(2 * 2 * (batch_size + bank) * dim)))
     return parts
 
 
-def _teacher_without_weights(config: TeacherConfig) -> tuple[float, int]:
-    """(forward, width of its output) of a teacher on the meta device."""
+def level_widths(student: SSMKE) -> dict[str, int]:
+    """Width of the [CLS] at each level that the contrast may use."""
+    return {"output": student.dim, "input": student.dim, "hidden": student.shared.fc1.out_features}
+
+
+def teacher_network(config: TeacherConfig) -> tuple[nn.Module, int]:
+    """The teacher's network without weights, and the side of its images; to be called under the meta device."""
     settings = ImageEncoderConfig(
         name=config.name,
         depth=None,
@@ -298,18 +384,25 @@ def _teacher_without_weights(config: TeacherConfig) -> tuple[float, int]:
     )
     if config.output == "features" and cuts_into_blocks(settings, FLAG):
         encoder = build_image_encoder(settings, quiet=True, flag=FLAG)
-        return image_forward(encoder, encoder.image_size), encoder.dim
+        return encoder, encoder.image_size
     model, _, _ = create_backbone(settings, "classes" if config.output == "logits" else "pooled", FLAG)
     if isinstance(model, PlainViT):
-        size, _ = set_image_size(model, settings, FLAG)
-    else:
-        size = config.image_size or native_image_size(model)
+        return model, set_image_size(model, settings, FLAG)[0]
+    return model, config.image_size or native_image_size(model)
+
+
+def teacher_without_weights(config: TeacherConfig) -> tuple[float, int]:
+    """(forward, width of its output) of a teacher on the meta device."""
+    network, size = teacher_network(config)
+    if isinstance(network, ImageEncoder):
+        return image_forward(network, size), network.dim
     with torch.no_grad():
-        width = model.eval()(_images(model, size)).shape[1]
-    return image_forward(model, size), int(width)
+        width = network.eval()(_images(network, size)).shape[1]
+    return image_forward(network, size), int(width)
 
 
-def _text_without_weights(config: TextEncoderConfig) -> TextEncoderConfig:
+def text_without_weights(config: TextEncoderConfig) -> TextEncoderConfig:
+    """The same architecture with random weights."""
     architecture = config.architecture
     if architecture is None and config.weights not in ("hub", "none"):
         path = resolve_path(config.weights)

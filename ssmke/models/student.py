@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +28,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ssmke.errors import WeightsError
+from ssmke import foreign_json
+from ssmke.differences import flatten
+from ssmke.errors import SSMKEError, WeightsError
 from ssmke.models.image_encoders import ImageEncoderConfig, build_image_encoder
 from ssmke.models.pixels import normalise_pixels
 from ssmke.models.shared import LayerScale, SharedConfig, build_shared
 from ssmke.models.text_encoders import TextEncoderConfig, build_text_encoder, load_tokenizer
+from ssmke.models.weights import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -122,17 +125,23 @@ class SSMKE(nn.Module):
         return next(self.shared.parameters()).dtype
 
     def forward(
-        self, images: Tensor | None = None, ids: Tensor | None = None, mask: Tensor | None = None
+        self,
+        images: Tensor | None = None,
+        ids: Tensor | None = None,
+        mask: Tensor | None = None,
+        packing: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> Outputs:
         """``images`` uint8 [B,3,H,W], or the image encoder's own tokens [B,N*D] (floating point);
-        ``ids`` int64 and ``mask`` bool [B,L]. Either modality may be absent."""
+        ``ids`` int64 and ``mask`` bool [B,L]; ``packing`` int64 [R,W]: compute the captions in packed rows;
+        ``kept`` int64 [B,K]: see only these patches. Either modality may be absent."""
         outputs: Outputs = {}
         if images is not None:
-            tokens = self.image_projection(self._image_tokens(images))  # [B, N, D]
+            tokens = self.image_projection(self._image_tokens(images, kept))  # [B, N, D]
             outputs |= self._shared_levels(tokens, None, "image")
         if ids is not None:
             assert mask is not None
-            tokens = self.text_projection(self.text_encoder(ids, mask))  # [B, L, D]
+            tokens = self.text_projection(self.text_encoder(ids, mask, packing))  # [B, L, D]
             outputs |= self._shared_levels(tokens, mask, "text")
         return outputs
 
@@ -144,11 +153,12 @@ class SSMKE(nn.Module):
             outputs[f"{modality}.prediction"] = self.prediction(outputs[f"{modality}.output"])
         return outputs
 
-    def _image_tokens(self, images: Tensor) -> Tensor:
+    def _image_tokens(self, images: Tensor, kept: Tensor | None) -> Tensor:
         encoder = self.image_encoder
         if images.is_floating_point():
             return images.view(images.shape[0], -1, encoder.dim).to(self.dtype)
-        tokens: Tensor = encoder(normalise_pixels(images, encoder.mean, encoder.std).to(self.dtype))
+        pixels = normalise_pixels(images, encoder.mean, encoder.std).to(self.dtype)
+        tokens: Tensor = encoder(pixels, kept)
         return tokens
 
     @torch.no_grad()
@@ -157,7 +167,10 @@ class SSMKE(nn.Module):
         if not isinstance(images, Tensor):
             from ssmke.data.augmentation import canonical_box, render
 
-            crops = [render(image, canonical_box(*image.size), False, self.image_size) for image in images]
+            crops = [
+                render(np.array(image), canonical_box(*image.size), False, self.image_size)
+                for image in images
+            ]
             images = torch.from_numpy(np.stack(crops))
         device = next(self.parameters()).device
         return F.normalize(self(images=images.to(device))["image.output"].float(), dim=-1)
@@ -220,13 +233,13 @@ class SSMKE(nn.Module):
         """Loads what `save_pretrained` wrote, offline; raises `WeightsError` naming what is missing."""
         folder = Path(folder)
         try:
-            saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            saved = foreign_json.loads((folder / "config.json").read_bytes())
         except FileNotFoundError:
             raise WeightsError(
                 f"{folder} has no config.json: give the folder of a trained model "
                 "(RUN/model, which training writes at its end)"
             ) from None
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise WeightsError(
                 f"{folder / 'config.json'} is not JSON ({error}): copy the model again"
             ) from None
@@ -234,23 +247,52 @@ class SSMKE(nn.Module):
             raise WeightsError(
                 f"{folder / 'config.json'} is not of format {FORMAT}: not an ssmke model folder"
             )
-        model = cls(_student_config(saved["student"], folder), quiet=True)
         try:
             state = load_file(folder / "model.safetensors")
         except Exception as error:
             raise WeightsError(
                 f"{folder / 'model.safetensors'} cannot be read ({error}): copy the model again"
             ) from None
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        if missing or unexpected:
+        try:
+            config = _student_config(saved["student"], folder)
+            _refuse_other_layers(saved["student"], len(state))
+            # A config may ask for any size: nothing is allocated before its shapes are those of the file.
+            with torch.device("meta"):
+                _match(cls(config, quiet=True), state)
+            model = cls(config, quiet=True)
+            model.load_state_dict(state)
+        except SSMKEError:
+            raise
+        except Exception as error:  # a value of another kind fails wherever it is first used
             raise WeightsError(
-                f"{folder / 'model.safetensors'} does not match its config.json: missing {missing[:5]}, "
-                f"unexpected {unexpected[:5]}"
-            )
+                f"{folder}: no model can be made of its config.json and model.safetensors ({type(error).__name__}: "
+                f"{first_line(error)}): copy the model again"
+            ) from error
         return model.eval()
 
 
+def _match(skeleton: nn.Module, state: Mapping[str, Tensor]) -> None:
+    own = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unexpected:
+        raise ValueError(f"missing {missing[:5]}, unexpected {unexpected[:5]}")
+    for name, shape in own.items():
+        if state[name].shape != shape:
+            raise ValueError(f"{name} is {tuple(state[name].shape)}, not {tuple(shape)}")
+
+
+def _refuse_other_layers(saved: Any, tensors: int) -> None:
+    """ValueError for a number of layers that the file has no tensors for: even empty ones would take for ever."""
+    for name, value in flatten(saved).items():
+        layers = "depth" in name or "layers" in name
+        if layers and isinstance(value, int) and value > tensors:
+            raise ValueError(f"{name} is {str(value)[:20]}, and there are {tensors} tensors")
+
+
 def _student_config(saved: dict[str, Any], folder: Path) -> StudentConfig:
+    for part in ("image", "text"):
+        if saved[part]["weights"] != "none":
+            raise ValueError(f"{part}.weights must be none")
     text = {**saved["text"], "tokenizer": str(folder / saved["text"]["tokenizer"])}
     return StudentConfig(
         **{

@@ -7,6 +7,9 @@ file lacks.
 - Attention is SDPA. The padding mask is handed over as bool [B, 1, 1, L], which transformers passes through
   as it is: no ``mask.all()`` on the host (a device sync per step, and a graph break), and real tokens never
   see padding.
+- Packed captions (`ssmke.data.packing`) need nothing of transformers but position ids and that same mask, now
+  [R, 1, W, W]: a place attends to the places of its own caption.
+- Frozen lower layers take no part in the backward pass: nothing below them is trained, so it ends above them.
 - All dropouts are 0: a step is a function of the weights and its batch, so runs can be compared bit by bit.
 - The architecture is a dictionary that `TextEncoder.architecture` gives back, so that a saved student is
   rebuilt without a network.
@@ -26,6 +29,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ssmke import foreign_json
 from ssmke.errors import ConfigError, WeightsError
 from ssmke.models import official
 from ssmke.models.image_encoders import source_name, warn_untrained
@@ -61,6 +65,12 @@ KNOWN_ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 """Architectures that need no config.json."""
 
+PACKABLE = ("bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra")
+"""transformers' model types whose only notion of position is a table that ``position_ids`` look up."""
+
+_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
+"""Model types that count positions from behind the padding id."""
+
 _LAYER = r"(?:encoder|transformer)\.layer\.(\d+)\."
 _NOT_ARCHITECTURE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
@@ -78,6 +88,8 @@ class TextEncoderConfig:
     "none" for random weights."""
     max_tokens: int = 64
     """Longest caption in tokens, [CLS] and [SEP] included; longer ones are cut."""
+    freeze_layers: int = 0
+    """Never train the embeddings and the first so many layers."""
     architecture: Annotated[dict[str, Any] | None, tyro.conf.Suppress] = None
     """transformers' config.json as a dictionary with its "model_type". None: from the weights' folder, from
     the built-in table (bert-base-uncased, distilbert-base-uncased), or from the hub."""
@@ -91,6 +103,8 @@ class TextEncoderConfig:
             raise ConfigError(
                 f"{FLAG}.max-tokens must be at least 3 ([CLS], a word, [SEP]), got {self.max_tokens}"
             )
+        if self.freeze_layers < 0:
+            raise ConfigError(f"{FLAG}.freeze-layers must be 0 or more, got {self.freeze_layers}")
 
 
 class TextEncoder(nn.Module):
@@ -108,18 +122,45 @@ class TextEncoder(nn.Module):
         self.max_tokens = max_tokens
         """Longest sequence that is to be fed."""
         self.load_report = load_report
+        self.packs: bool = config.model_type in PACKABLE
+        """Whether captions can be given in packed rows."""
         self._config = config
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Encode.
+    def forward(self, ids: Tensor, mask: Tensor, packing: Tensor | None = None) -> Tensor:
+        """Encode: tokens [B, L, dim].
 
         Args:
             ids: [B, L] int64, padded with the tokenizer's padding id.
             mask: [B, L] bool, true where a token is real. Outputs at padding are meaningless.
+            packing: [R, W] int64 of `ssmke.data.packing.pack`: compute in these rows. Same result.
         """
+        if packing is not None:
+            return self._packed(ids, packing)
         attend = mask.to(torch.bool)[:, None, None, :]  # [B, 1, 1, L]
         tokens: Tensor = self.backbone(input_ids=ids, attention_mask=attend).last_hidden_state
         return tokens
+
+    def _packed(self, ids: Tensor, packing: Tensor) -> Tensor:
+        batch, length = ids.shape
+        filled, place = packing >= 0, packing.clamp(min=0)
+        owner = torch.where(filled, place // length, -1)  # [R, W]: number of the caption
+        # Empty places attend to each other: a row without anything to attend to would be NaN.
+        attend = (owner[:, :, None] == owner[:, None, :])[:, None]  # [R, 1, W, W]
+        hidden = self.backbone(
+            input_ids=ids.flatten()[place],
+            attention_mask=attend,
+            position_ids=place % length + self._first_position,
+        ).last_hidden_state  # [R, W, D]
+        # Empty places go to one row too many, which is cut off: no count is needed on the host.
+        target = torch.where(filled, packing, batch * length).flatten()
+        tokens = hidden.new_zeros(batch * length + 1, self.dim).index_copy(0, target, hidden.flatten(0, 1))
+        return tokens[:-1].view(batch, length, self.dim)
+
+    @property
+    def _first_position(self) -> int:
+        if self._config.model_type not in _FROM_PADDING:
+            return 0
+        return int(self._config.pad_token_id) + 1
 
     def architecture(self) -> dict[str, Any]:
         """JSON-able dictionary from which `build_text_encoder` rebuilds the encoder, cut as it is."""
@@ -153,9 +194,36 @@ def build_text_encoder(config: TextEncoderConfig, *, quiet: bool = False) -> Tex
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None  # type: ignore[assignment]
     _check_positions(backbone, architecture, config)
+    _freeze_lower(backbone, config)
     return TextEncoder(
         backbone, architecture, config.max_tokens, _load(backbone, architecture, config, quiet)
     )
+
+
+def text_layers(backbone: nn.Module) -> list[nn.Module]:
+    """The layers of a BERT-like model in order; none of an architecture that is built in another way."""
+    for name in ("encoder", "transformer"):
+        layers = getattr(getattr(backbone, name, None), "layer", None)
+        if isinstance(layers, nn.ModuleList):
+            return list(layers)
+    return []
+
+
+def _freeze_lower(backbone: nn.Module, config: TextEncoderConfig) -> None:
+    """Takes the embeddings and the first layers out of training."""
+    count, layers = config.freeze_layers, text_layers(backbone)
+    if not count:
+        return
+    if not layers:
+        raise ConfigError(
+            f"{FLAG}.freeze-layers {count}: {config.name} is no sequence of layers as BERT is; leave the flag out"
+        )
+    if count > len(layers):
+        raise ConfigError(f"{FLAG}.freeze-layers {count}: {config.name} has only {len(layers)} layers here")
+    above = {id(parameter) for layer in layers[count:] for parameter in layer.parameters()}
+    for parameter in backbone.parameters():
+        if id(parameter) not in above:
+            parameter.requires_grad_(False)
 
 
 def load_tokenizer(config: TextEncoderConfig, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
@@ -226,20 +294,25 @@ def _architecture(config: TextEncoderConfig) -> PreTrainedConfig:
 
 def _from_file(file: Path) -> PreTrainedConfig:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file}: not JSON ({error})") from error
+        values = foreign_json.loads(file.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{file}: not JSON ({error}); copy the model folder again") from error
     return _from_dict(values, str(file))
 
 
 def _from_dict(values: dict[str, Any], source: str) -> PreTrainedConfig:
-    values = dict(values)
+    # What else a config may name, code of its own and kernels of the hub, is not part of an architecture.
+    values = {
+        key: value for key, value in values.items() if key != "auto_map" and "implementation" not in key
+    }
     model_type = values.pop("model_type", None)
-    if model_type is None:
+    if not isinstance(model_type, str):
         raise ConfigError(f'{source}: the architecture has no "model_type" (bert, distilbert, roberta)')
     try:
         built = AutoConfig.for_model(model_type, **values)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # its own kinds of error, or what a value of another kind runs into
         raise ConfigError(
             f"{source}: transformers cannot build a {model_type} from it ({first_line(error)})"
         ) from error
@@ -249,8 +322,8 @@ def _from_dict(values: dict[str, Any], source: str) -> PreTrainedConfig:
 
 def _check_positions(backbone: nn.Module, architecture: PreTrainedConfig, config: TextEncoderConfig) -> None:
     limit = int(architecture.max_position_embeddings)
-    if architecture.model_type in ("roberta", "xlm-roberta", "camembert"):
-        limit -= int(architecture.pad_token_id) + 1  # positions are counted from behind the padding id
+    if architecture.model_type in _FROM_PADDING:
+        limit -= int(architecture.pad_token_id) + 1
     if config.max_tokens > limit:
         raise ConfigError(f"{FLAG}.max-tokens {config.max_tokens}: {config.name} has only {limit} positions")
 

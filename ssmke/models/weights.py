@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from torch import Tensor, nn
 from ssmke.errors import WeightsError
 
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+_MOST_NODES, _DEEPEST = 2_000_000, 60
+_AGAIN = "download it again"
 _FOLDER_CANDIDATES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -129,7 +132,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
                 f"{file}: not a complete safetensors file ({error}); download it again"
             ) from error
     elif file.suffix in _PICKLE_SUFFIXES:
-        tensors = dict(_tensors_in(_torch_load(file)))
+        tensors = dict(_tensors_in(_torch_load(file), file))
     else:
         known = ", ".join((".safetensors", *_PICKLE_SUFFIXES))
         raise WeightsError(f"{file}: unknown kind of weights file; its name must end with one of {known}")
@@ -152,7 +155,7 @@ def _torch_load(file: Path) -> object:
             if "weights_only" not in str(error):
                 raise WeightsError(f"{file}: not a torch file ({error}); download it again") from error
             raise WeightsError(_refused(file, error)) from error
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
+        except Exception as error:  # whatever damaged bytes make torch's unpickler run into
             raise WeightsError(
                 f"{file}: damaged or cut short ({first_line(error)}); download it again"
             ) from error
@@ -160,15 +163,17 @@ def _torch_load(file: Path) -> object:
 
 def _refused(file: Path, error: Exception) -> str:
     target = file.with_suffix(".safetensors")
+    # Quoted twice, for Python and for the shell: the file's name may have come with the file.
+    code = (
+        f"import torch, safetensors.torch as s; c = torch.load({str(file)!r}, map_location='cpu', weights_only=False); "
+        "c = c.get('model', c.get('state_dict', c)); s.save_file({k: v.detach().clone().contiguous() for k, v in "
+        f"c.items() if torch.is_tensor(v)}}, {str(target)!r})"
+    )
     return (
         f"{file}: beside tensors the file holds Python objects, and reading those runs code from the file, "
         f"which ssmke never does ({first_line(error)}). If you trust where the file comes from, convert it "
         f"once, where the packages that it was written with are installed, and give {target.name} instead:\n"
-        f'  python -c "import torch, safetensors.torch as s; '
-        f"c = torch.load('{file}', map_location='cpu', weights_only=False); "
-        f"c = c.get('model', c.get('state_dict', c)); "
-        f"s.save_file({{k: v.detach().clone().contiguous() for k, v in c.items() if torch.is_tensor(v)}}, "
-        f"'{target}')\""
+        f"  python -c {shlex.quote(code)}"
     )
 
 
@@ -177,15 +182,21 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _tensors_in(node: object, prefix: str = "") -> Iterable[tuple[str, Tensor]]:
-    if isinstance(node, Tensor):
-        yield prefix.removesuffix("."), node.detach()
-    elif isinstance(node, Mapping):
-        for key, child in node.items():
-            yield from _tensors_in(child, f"{prefix}{key}.")
-    elif isinstance(node, (list, tuple)):
-        for index, child in enumerate(node):
-            yield from _tensors_in(child, f"{prefix}{index}.")
+def _tensors_in(root: object, file: Path) -> Iterable[tuple[str, Tensor]]:
+    """In their order. A pickle may hold itself, or one list so often that there is no end to it."""
+    waiting: list[tuple[str, object]] = [("", root)]
+    for _ in range(_MOST_NODES):
+        if not waiting:
+            return
+        prefix, node = waiting.pop()
+        if isinstance(node, Tensor):
+            yield prefix.removesuffix("."), node.detach()
+        elif isinstance(node, (Mapping, list, tuple)):
+            if prefix.count(".") > _DEEPEST:
+                raise WeightsError(f"{file}: dictionaries nested {_DEEPEST} deep are no weights; {_AGAIN}")
+            inner = node.items() if isinstance(node, Mapping) else enumerate(node)
+            waiting.extend(reversed([(f"{prefix}{key}.", child) for key, child in inner]))
+    raise WeightsError(f"{file}: more than {_MOST_NODES:,} values are no weights; {_AGAIN}")
 
 
 def load_exactly(

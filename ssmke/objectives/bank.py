@@ -32,8 +32,8 @@ class TargetBank:
         return self.filled
 
     def columns(self) -> tuple[Tensor, Tensor]:
-        """The valid rows [filled, D] in fp32 and their image ids [filled]."""
-        return self.rows[: self.filled].float(), self.ids[: self.filled]
+        """The valid rows [filled, D] as they are held, in fp16, and their image ids [filled]; views, not copies."""
+        return self.rows[: self.filled], self.ids[: self.filled]
 
     def push(self, targets: Tensor, ids: Tensor) -> None:
         """Adds normalised targets [B, D] with image ids [B]; the oldest rows make room."""

@@ -1,15 +1,9 @@
-"""Cross-entropy over cosine logits, in chunks: the one formula behind contrast and distillation.
+"""The contrast of images with texts (CLIP), of one rank's pairs against the pairs of all ranks.
 
-For rows ``r_i`` and columns ``c_j``, L2-normalised, and a logit scale ``s``:
-
-    loss = mean_i [ -s r_i.c_y(i) + log sum_{j not masked for i} exp(s r_i.c_j) ]
-
-Columns that show the same image as a row without being its match are masked: an image with several captions
-must not be its own negative. (The thesis masked nothing; ``mask=False`` keeps that for comparison.)
-
-Memory: local rows meet global columns, [B, M] logits. Row chunks of at most ``max_logits`` logits are
-recomputed in the backward pass, so what is held is the chunk, not [B, M]; the gradient is the full one.
-Arithmetic is fp32 whatever the encoders run in: a bf16 logit at scale 100 has steps of 0.5.
+The arithmetic is that of `cross_entropy`. Alone, a rank takes both directions from one matrix of logits. Beside others
+its rows meet the gathered columns, first of one direction, then of the other, so that the gathered columns of only one
+are in memory; their gradients go back to the ranks that they came from (`gather`). (The thesis masked nothing;
+``mask=False`` keeps that for comparison.)
 """
 
 from __future__ import annotations
@@ -17,50 +11,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from ssmke.objectives.gather import all_gather, rank
-
-MAX_LOGITS = 1 << 25
-"""Logits held at once: 2^25 in fp32 are 128 MiB."""
-
-
-def _cross_entropy_sum(
-    rows: Tensor, columns: Tensor, scale: Tensor, labels: Tensor, row_ids: Tensor | None, column_ids: Tensor
-) -> Tensor:
-    logits = scale * (rows @ columns.T)  # [R, M]
-    if row_ids is not None:
-        same_image = row_ids[:, None] == column_ids[None, :]
-        own = labels[:, None] == torch.arange(columns.shape[0], device=labels.device)[None, :]
-        logits = logits.masked_fill(same_image & ~own, float("-inf"))
-    return F.cross_entropy(logits, labels, reduction="sum")
-
-
-def cosine_cross_entropy(
-    rows: Tensor,
-    columns: Tensor,
-    scale: Tensor,
-    labels: Tensor,
-    row_ids: Tensor | None,
-    column_ids: Tensor,
-    max_logits: int = MAX_LOGITS,
-) -> Tensor:
-    """Mean cross-entropy of ``rows`` [B, D] against ``columns`` [M, D], both L2-normalised fp32.
-
-    ``labels`` [B]: the matching column of each row. ``row_ids`` [B] and ``column_ids`` [M]: image identity for
-    masking; ``row_ids=None`` masks nothing. ``scale``: a tensor of one element. Returns a scalar.
-    """
-    chunk = max(1, max_logits // max(1, columns.shape[0]))
-    total = rows.new_zeros(())
-    for start in range(0, rows.shape[0], chunk):
-        piece = slice(start, start + chunk)
-        ids = None if row_ids is None else row_ids[piece]
-        arguments = (rows[piece], columns, scale, labels[piece], ids, column_ids)
-        if chunk >= rows.shape[0]:
-            total = total + _cross_entropy_sum(*arguments)
-        else:
-            total = total + checkpoint(_cross_entropy_sum, *arguments, use_reentrant=False)
-    return total / rows.shape[0]
+from ssmke.objectives.cross_entropy import MAX_LOGITS, cosine_cross_entropy, symmetric_cross_entropy
+from ssmke.objectives.gather import all_gather, rank, world_size
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -83,10 +36,16 @@ def image_text_contrast(
     one image; ``scale``: one element. Returns the mean of both directions over the local rows; averaged over
     ranks it is the loss of the joined batch.
     """
-    image, text = normalise(image), normalise(text)
-    all_images, all_texts, all_ids = all_gather(image), all_gather(text), all_gather(image_ids)
-    labels = torch.arange(image.shape[0], device=image.device) + rank() * image.shape[0]
     row_ids = image_ids if mask else None
-    image_to_text = cosine_cross_entropy(image, all_texts, scale, labels, row_ids, all_ids, max_logits)
-    text_to_image = cosine_cross_entropy(text, all_images, scale, labels, row_ids, all_ids, max_logits)
-    return (image_to_text + text_to_image) / 2
+    if world_size() == 1:
+        return symmetric_cross_entropy(image, text, scale, row_ids, max_logits)
+    all_ids = all_gather(image_ids)
+    labels = torch.arange(image.shape[0], device=image.device) + rank() * image.shape[0]
+
+    def direction(rows: Tensor, columns: Tensor) -> Tensor:
+        gathered = all_gather(normalise(columns))  # [world * B, D]
+        return cosine_cross_entropy(
+            rows, gathered, scale, labels, row_ids, all_ids, max_logits, normalise_rows=True
+        )
+
+    return (direction(image, text) + direction(text, image)) / 2

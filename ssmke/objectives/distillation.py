@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmke.objectives.contrast import MAX_LOGITS, cosine_cross_entropy, normalise
+from ssmke.objectives.contrast import normalise
+from ssmke.objectives.cross_entropy import MAX_LOGITS, cosine_cross_entropy
 from ssmke.objectives.gather import all_gather, rank
 
 
@@ -48,19 +49,23 @@ def contrastive_distillation(
     """Cross-entropy of cosine logits against the targets of the global batch and of the bank.
 
     ``image_prediction``, ``text_prediction``, ``targets``: [B, D]; ``image_ids``: [B]; ``bank``: normalised
-    rows [G, D] and ids [G]. The class of row i is the target of its own image; other columns that show the same
-    image are masked, in the batch and in the bank.
+    rows [G, D] of any float type and ids [G]. The class of row i is the target of its own image; other columns that
+    show the same image are masked, in the batch and in the bank.
     """
-    columns, column_ids = all_gather(normalise(targets)), all_gather(image_ids)
+    columns, column_ids = all_gather(normalise(targets)), all_gather(image_ids)  # [world * B, D]
+    rows = None
     if bank is not None:
-        columns = torch.cat([columns, bank[0].to(columns)])  # [world * B + G, D]
-        column_ids = torch.cat([column_ids, bank[1]])
+        rows, column_ids = bank[0], torch.cat([column_ids, bank[1]])
     labels = torch.arange(targets.shape[0], device=targets.device) + rank() * targets.shape[0]
-    row_ids = image_ids if mask else None
-
-    def direction(prediction: Tensor) -> Tensor:
-        return cosine_cross_entropy(
-            normalise(prediction), columns, scale, labels, row_ids, column_ids, max_logits
-        )
-
-    return (direction(image_prediction) + direction(text_prediction)) / 2
+    # Both predictions meet the same columns: one block of rows, each column is read once for both.
+    return cosine_cross_entropy(
+        torch.cat([image_prediction, text_prediction]),
+        columns,
+        scale,
+        labels.repeat(2),
+        image_ids.repeat(2) if mask else None,
+        column_ids,
+        max_logits,
+        bank=rows,
+        normalise_rows=True,
+    )

@@ -119,7 +119,8 @@ class SSMKEPretraining(nn.Module):
         return self._surrogate(self._student(batch), gradients)
 
     def _student(self, batch: Batch) -> Outputs:
-        outputs: Outputs = self.student(batch.images, batch.ids, batch.mask)
+        (packing,) = batch.packing or (None,)
+        outputs: Outputs = self.student(batch.images, batch.ids, batch.mask, packing, batch.kept)
         return outputs
 
     def _log_scales(self) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ssmke.errors import ConfigError, WeightsError
 from ssmke.models.image_encoders import ImageEncoder, ImageEncoderConfig, build_image_encoder
 from ssmke.models.weights import UntrainedWeightsWarning
+from tests.models.partitioned import release_outside_their_owner
 
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
 VIT, BEIT, D2V2, CONV = "vit_tiny_patch16_224", "beitv2_base_patch16_224", "data2vec2_base", "mobilenetv2_050"
@@ -107,20 +108,7 @@ class TestInsideATrainingLoop:
         encoder = build(name).eval()
         x = images(encoder)
         expected = encoder(x)
-        for module in encoder.modules():
-            whole = {key: p.detach().clone() for key, p in module.named_parameters(recurse=False)}
-
-            def gather(owner: nn.Module, _: object, whole: dict[str, Tensor] = whole) -> None:
-                for key, p in owner.named_parameters(recurse=False):
-                    p.data = whole[key]
-
-            def release(owner: nn.Module, *_: object) -> None:
-                for p in owner.parameters(recurse=False):
-                    p.data = torch.empty(0)
-
-            release(module)
-            module.register_forward_pre_hook(gather)
-            module.register_forward_hook(release)
+        release_outside_their_owner(encoder)
         with torch.no_grad():
             torch.testing.assert_close(encoder(x), expected)
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssmke.cost.efficiency.flops import Part, Shapes, per_pair
 from ssmke.data.batch import Batch
+from ssmke.data.curriculum import CurriculumConfig, kept_count, kept_patches
 from ssmke.models.image_encoders import ImageEncoderConfig
 from ssmke.models.shapes import image_forward, shapes_of, shapes_of_recipe
 from ssmke.models.shared import SharedConfig
@@ -72,6 +73,8 @@ def student(
     frozen: bool = False,
     prediction: int | None = 24,
     modality: bool = True,
+    freeze_blocks: int = 0,
+    freeze_layers: int = 0,
 ) -> SSMKE:
     name, kwargs = image
     return SSMKE(
@@ -81,11 +84,17 @@ def student(
                 depth=2 if "depth" in kwargs else None,
                 weights="none",
                 frozen=frozen,
+                freeze_blocks=freeze_blocks,
                 timm_kwargs=kwargs,
                 image_size=None if kwargs else IMAGE,
             ),
             text=TextEncoderConfig(
-                name="tiny", depth=None, weights="none", architecture=dict(text), max_tokens=20
+                name="tiny",
+                depth=None,
+                weights="none",
+                architecture=dict(text),
+                max_tokens=20,
+                freeze_layers=freeze_layers,
             ),
             shared=SharedConfig(kind=kind, dim=dim, heads=4),  # type: ignore[arg-type]
             modality_embedding=modality,
@@ -106,8 +115,17 @@ def batch(targets: int | None) -> Batch:
     )
 
 
+def product_added_in_place(_: tuple, left: tuple, right: tuple, **__: object) -> int:
+    """What the losses use, and torch's counter does not know."""
+    return 2 * left[0] * left[1] * right[1]
+
+
 def counted(work) -> int:
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    also = {torch.ops.aten.addmm_: product_added_in_place}
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False, custom_mapping=also) as counter,
+    ):
         work()
     return counter.get_total_flops()
 
@@ -145,6 +163,79 @@ def test_frozen_encoders_and_projections_cost_what_torch_counts(
         module, None, distillation=False, online_teacher=False, max_tokens=20, batch_size=PAIRS
     )
     assert PAIRS * per_pair(shapes, LENGTH).total == counted(lambda: module(batch(None))["loss"].backward())
+
+
+@pytest.mark.parametrize("text", [BERT, DISTILBERT])
+@pytest.mark.parametrize(
+    ("image", "blocks", "layers"),
+    [
+        (VIT, 1, 1),
+        (VIT, 2, 2),
+        (BEIT, 1, 0),
+        (DATA2VEC2, 1, 2),
+        (DATA2VEC2, 2, 1),
+        (REGISTERS, 1, 1),
+        (("mobilenetv2_050", {}), 3, 1),
+        (("mobilenetv2_050", {}), 7, 2),
+    ],
+)
+def test_frozen_lower_blocks_cost_what_torch_counts(
+    image: tuple[str, dict], text: dict, blocks: int, layers: int
+) -> None:
+    module = SSMKEPretraining(
+        student(image, text, freeze_blocks=blocks, freeze_layers=layers),
+        LossConfig(distillation="mse", bank="none"),
+    )
+    shapes = shapes_of(module, None, distillation=True, online_teacher=False, max_tokens=20, batch_size=PAIRS)
+    assert PAIRS * per_pair(shapes, LENGTH).total == counted(lambda: module(batch(24))["loss"].backward())
+
+
+@pytest.mark.parametrize(
+    ("image", "side", "drop"),
+    [
+        (VIT, 32, 0.5),
+        (VIT, 16, 0.0),
+        (VIT, 24, 0.7),
+        (BEIT, 24, 0.3),
+        (DATA2VEC2, 24, 0.3),
+        (REGISTERS, 24, 0.3),
+        (("mobilenetv2_050", {}), 24, 0.0),
+    ],
+)
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_a_curriculum_costs_what_torch_counts(
+    image: tuple[str, dict], side: int, drop: float, blocks: int
+) -> None:
+    module = SSMKEPretraining(
+        student(image, BERT, freeze_blocks=blocks), LossConfig(distillation="mse", bank="none")
+    )
+
+    def cost(share: float) -> float:
+        config = CurriculumConfig(side, drop, share)
+        shapes = shapes_of(
+            module,
+            None,
+            distillation=True,
+            online_teacher=False,
+            max_tokens=20,
+            batch_size=PAIRS,
+            curriculum=config,
+        )
+        return per_pair(shapes, LENGTH).total
+
+    data = batch(24)
+    whole = counted(lambda: module(data)["loss"].backward())
+    data.images = data.images[:, :, :side, :side]
+    if drop:
+        patches = (side // 8) ** 2
+        kept = [torch.from_numpy(kept_patches(str(i), 0, patches, drop)) for i in range(PAIRS)]
+        data.kept = torch.stack(kept)
+        assert data.kept.shape[1] == kept_count(patches, drop) < patches
+    cheap = counted(lambda: module(data)["loss"].backward())
+    assert cheap < whole
+    assert round(PAIRS * cost(1.0), 3) == cheap
+    assert round(PAIRS * cost(0.0), 3) == whole
+    assert PAIRS * cost(0.75) == pytest.approx(0.75 * cheap + 0.25 * whole, rel=1e-12)
 
 
 def test_cached_tokens_leave_the_image_encoder_out() -> None:

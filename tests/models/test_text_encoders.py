@@ -17,6 +17,7 @@ import transformers
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
+from ssmke.data.packing import pack
 from ssmke.errors import ConfigError, WeightsError
 from ssmke.models import text_encoders
 from ssmke.models.text_encoders import TextEncoder, TextEncoderConfig, build_text_encoder, load_tokenizer
@@ -65,6 +66,31 @@ def batch(architecture: dict[str, Any], lengths: tuple[int, ...] = (9, 5, 2)) ->
     mask = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
     ids = torch.randint(3, 50, mask.shape).masked_fill(~mask, padding)
     return ids, mask
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=["bert", "distilbert", "roberta"])
+def test_packed_rows_give_the_tokens_and_gradients_of_padded_ones(architecture: dict[str, Any]) -> None:
+    ids, mask = batch(architecture, (9, 5, 2, 16, 7, 7))
+    packing = pack(mask.sum(dim=1).tolist(), ids.shape[1], 16)
+    assert packing.shape == (3, 16)
+    encoder = build(architecture)
+    assert encoder.packs
+    found = []
+    for rows in (None, packing):
+        encoder.zero_grad()
+        tokens = encoder(ids, mask, rows)
+        (tokens[mask] ** 2).sum().backward()
+        found.append((tokens[mask], {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}))
+    (padded, padded_gradients), (packed, packed_gradients) = found
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+    assert packed_gradients.keys() == padded_gradients.keys()
+    for name, gradient in padded_gradients.items():
+        torch.testing.assert_close(packed_gradients[name], gradient, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_a_model_whose_positions_rows_would_mix_up_does_not_pack() -> None:
+    rotary = {**BERT, "model_type": "modernbert", "pad_token_id": 0}
+    assert not build(rotary).packs
 
 
 @pytest.mark.parametrize("legacy", [True, False])

@@ -31,6 +31,14 @@ def test_an_empty_bank_has_no_columns() -> None:
     assert len(ids) == 0
 
 
+def test_its_columns_are_not_copied() -> None:
+    bank = TargetBank(8, 4)
+    bank.push(torch.eye(4), torch.arange(4))
+    rows, ids = bank.columns()
+    assert rows.data_ptr() == bank.rows.data_ptr()
+    assert ids.data_ptr() == bank.ids.data_ptr()
+
+
 @pytest.mark.parametrize("pushes", [2, 5])
 def test_a_restored_bank_goes_on_as_if_never_stopped(pushes: int) -> None:
     def push(bank: TargetBank, number: int) -> None:
