@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 export PATH := $(BIN):$(PATH)
 # Ranks where there is no GPU; with GPUs the launcher uses all of them.
 CPU_RANKS ?= 2
+# Unit tests run side by side; those that start trainings of their own (tests/e2e, tests/faults) one after the other.
+TEST_WORKERS ?= 2
 
 .PHONY: demo test lint setup clean
 
@@ -31,7 +33,8 @@ demo: setup
 	$(BIN)/deepspeed $$ranks launchers/pretrain.py --deepspeed_config ds_configs/zero2.json
 
 test: setup lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --ignore tests/e2e --ignore tests/faults
+	$(BIN)/python -m pytest tests/e2e tests/faults
 
 lint: setup
 	$(BIN)/ruff check .

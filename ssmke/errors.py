@@ -1,8 +1,8 @@
 """Errors that a user can act on.
 
 Every failure that we foresee is raised where it is known, as one of these, with a message that names the
-file, key or flag and says what to do. Launchers and command lines print the message alone and exit with 2;
-anything else is a bug and keeps its traceback.
+file, key or flag and says what to do. Launchers and command lines print the message alone and exit with its
+`exit_code`; anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 class SSMKEError(Exception):
     """Root of all errors whose message is meant for the user."""
 
+    exit_code = 2
+    """What a launcher ends with."""
     told = False
     """True on a rank whose error rank 0 has too, and prints."""
 

@@ -17,14 +17,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import tyro
 
+from ssmke import credentials
 from ssmke.cost.meter import CostConfig
 from ssmke.data.augmentation import AugmentationConfig
+from ssmke.data.curriculum import CurriculumConfig
+from ssmke.data.mixture import Part, parse_mixture
+from ssmke.data.remote.fetch import RemoteConfig, is_remote
+from ssmke.data.remote.sources import has_secret, shown, without_secrets
 from ssmke.data.stream import StreamConfig
 from ssmke.errors import ConfigError
 from ssmke.models.image_encoders import ImageEncoderConfig
@@ -36,6 +43,8 @@ from ssmke.objectives.pretraining import LossConfig
 from ssmke.targets.cache import TargetsConfig
 from ssmke.tracking import TrackingConfig
 from ssmke.training.checkpoint import CheckpointConfig
+from ssmke.training.compute import ComputeConfig
+from ssmke.training.faults import FaultConfig
 from ssmke.training.optimizer import OptimConfig
 
 DEFAULT = "scenes-tiny"
@@ -46,21 +55,82 @@ class DataConfig:
     """Image-text shards and how they are fed."""
 
     shards: tuple[str, ...] = ()
-    """Shard folders (made by `ssmke data make|import`); several are concatenated."""
+    """Dataset folders (made by `ssmke data make|import|get`) or addresses (s3://, gs://, hf://, https://), each as
+    [NAME=]PLACE[*WEIGHT]. An epoch shows all pairs of all of them once; with *0.5 half of that one's, with *2 each
+    twice."""
     split: str = "train"
     """Split that is trained on."""
     eval_split: str = "val"
     """Split that is evaluated at the end and after every `evaluate_every` epochs."""
+    eval_shards: tuple[str, ...] = ()
+    """Datasets that are evaluated on, as one; by default those of `shards` that have the split."""
     make: Literal["nothing", "scenes"] = "nothing"
     """What to render into the shard folder when it is missing."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     """Workers and tolerance."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    """How addresses are read."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     """Crops and flips."""
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    """Fewer patches or smaller images at first."""
 
     def __post_init__(self) -> None:
-        if self.make == "scenes" and len(self.shards) != 1:
-            raise ConfigError("--data.make scenes needs exactly one folder in --data.shards")
+        # Before anything else is said of them: messages quote them.
+        _check_secrets("shards", self.shards)
+        _check_secrets("eval-shards", self.eval_shards)
+        if self.make == "scenes" and (len(self.parts) != 1 or is_remote(self.places[0])):
+            raise ConfigError(
+                f"--data.make scenes needs exactly one folder in --data.shards, not {' '.join(self.shards)}: to train "
+                "on what is there, add --data.make nothing"
+            )
+
+        for flag, parts in (("shards", self.parts), ("eval-shards", parse_mixture(self.eval_shards))):
+            _check_places(flag, [part.place for part in parts])
+        for part in parse_mixture(self.eval_shards):
+            if part.weight != 1:
+                raise ConfigError(f"--data.eval-shards {part.place}: weights are for --data.shards only")
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The datasets that `shards` names."""
+        return parse_mixture(self.shards)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Their folders and addresses."""
+        return tuple(part.place for part in self.parts)
+
+    @property
+    def eval_places(self) -> tuple[str, ...]:
+        """Folders and addresses of `eval_shards`."""
+        return tuple(part.place for part in parse_mixture(self.eval_shards))
+
+
+def _check_secrets(flag: str, words: Sequence[str]) -> None:
+    for word in words:
+        # As it was typed, so that a name or weight around the address, or a slip in it, hides nothing.
+        whole = is_remote(word)
+        plain = shown(word) if whole else without_secrets(word)
+        if has_secret(word) if whole else _has_secret_within(word):
+            raise ConfigError(
+                f"--data.{flag} {plain}: an address may hold no password, key or query, because recipes are "
+                "kept in run folders and MLflow; give credentials as its store wants them (environment, profile)"
+            )
+
+
+def _has_secret_within(word: str) -> bool:
+    found = re.search(r"[A-Za-z][A-Za-z0-9+.-]*://.*", word)
+    return credentials.holds(word) or (found is not None and has_secret(found[0]))
+
+
+def _check_places(flag: str, places: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for place in places:
+        same = place.rstrip("/") if is_remote(place) else os.path.realpath(place)
+        if same in seen:
+            raise ConfigError(f"--data.{flag} names {place} twice: give a weight instead, {place}*2")
+        seen[same] = place
 
 
 @dataclass
@@ -81,8 +151,12 @@ class Recipe:
     """Shards, stream, augmentation."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Batch, epochs, AdamW, schedule."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """Packed captions, compilation, activation checkpointing."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When to save."""
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    """Hanging ranks, losses that are not numbers, preemption."""
     cost: CostConfig = field(default_factory=CostConfig)
     """Price of this machine."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -103,8 +177,9 @@ class Recipe:
     """Stop cleanly after so many steps of this attempt, as SIGTERM would: for queues with short limits."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"--seed {self.seed}: must be 0 or more")
+        credentials.refuse(self.resolved(), "--")
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"--seed {self.seed}: must lie in 0..2^63-1")
         if self.log_every < 1:
             raise ConfigError(f"--log-every {self.log_every}: must be at least 1")
         if self.evaluate_every < 0:
@@ -133,6 +208,17 @@ class Recipe:
         if self.targets.frozen_tokens and self.targets.mode == "online" and distillation != "none":
             raise ConfigError(
                 "--targets.frozen-tokens shows no pixels to an online teacher: use --targets.mode cache"
+            )
+        curriculum = self.data.curriculum
+        if self.targets.frozen_tokens and curriculum.active:
+            raise ConfigError(
+                "--targets.frozen-tokens are those of whole images: leave out --data.curriculum.*, or add "
+                "--targets.no-frozen-tokens"
+            )
+        if curriculum.image_size is not None and self.targets.mode == "online" and distillation != "none":
+            raise ConfigError(
+                f"--data.curriculum.image-size {curriculum.image_size} shows the online teacher smaller images than it "
+                "takes: use --targets.mode cache, or --data.curriculum.patch-drop alone (the teacher sees all patches)"
             )
 
     def resolved(self) -> dict[str, Any]:

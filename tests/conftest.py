@@ -1,24 +1,36 @@
-"""A real student and real shards, as small as they can be."""
+"""A real student and real shards, as small as they can be; and img2dataset's environment."""
 
 from __future__ import annotations
 
 import io
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizerFast
 
 from ssmke.data.dataset import ImageTextShards
+from ssmke.data.download.environment import img2dataset_python
 from ssmke.data.manifest import Manifest, Split
 from ssmke.data.shards import Sample, write_shard
+from ssmke.errors import DataError
 from ssmke.models.image_encoders import ImageEncoderConfig
 from ssmke.models.shared import SharedConfig
 from ssmke.models.student import SSMKE, StudentConfig
 from ssmke.models.text_encoders import TextEncoderConfig
+
+# In a job that a shell put into the background Ctrl-C is ignored, and so it would be in all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in every run, so that a change is judged by itself; `--hypothesis-profile default` draws new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 WORDS = ["a", "dog", "cat", "red", "blue", "green", "runs", "sits", "on", "grass", "near", "two", "children"]
 
@@ -63,6 +75,15 @@ def shards_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def shards(shards_dir: Path) -> ImageTextShards:
     return ImageTextShards.open([shards_dir], "test")
+
+
+@pytest.fixture(scope="session")
+def img2dataset() -> Path:
+    """Python of the environment that ssmke makes for img2dataset; found, or made once, in a minute or two."""
+    try:
+        return img2dataset_python(None)
+    except DataError as error:
+        pytest.skip(f"img2dataset cannot be had: {error}")
 
 
 @pytest.fixture(scope="session")

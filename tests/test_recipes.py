@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from ssmke.errors import ConfigError
-from ssmke.recipes import RECIPES, named, parse
+from ssmke.recipes import RECIPES, DataConfig, named, parse
 
 DS = ["--deepspeed_config", "ds_configs/zero2.json"]
 
@@ -83,3 +83,39 @@ def test_an_unknown_flag_is_refused_with_the_nearest_one(capsys: pytest.CaptureF
 def test_importing_the_package_is_cheap() -> None:
     code = "import sys, ssmke; sys.exit(any(m in sys.modules for m in ('torch', 'timm', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_place_comes_once_and_has_a_weight() -> None:
+    with pytest.raises(ConfigError, match=r"--data\.shards names data/a twice: .*data/a\*2"):
+        DataConfig(shards=("data/a", "x=data/a"))
+    for other in ("data/a/", "./data/../data/a"):
+        with pytest.raises(ConfigError, match="twice"):
+            DataConfig(shards=("data/a", other))
+    with pytest.raises(ConfigError, match="twice"):
+        DataConfig(shards=("s3://b/a", "x=s3://b/a/"))
+    assert DataConfig(shards=("a=data/a,b=s3://x/b*0.5",)).places == ("data/a", "s3://x/b")
+    with pytest.raises(ConfigError, match="exactly one folder"):
+        DataConfig(shards=("https://host/scenes",), make="scenes")
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("s3://key:secret@bucket/a", "s3://bucket/a"),
+        ("https://me:secret@host/a", "https://host/a"),
+        ("https://host/a?signature=secret", "https://host/a"),
+    ],
+)
+def test_addresses_hold_no_secrets_because_recipes_are_kept(place: str, told: str) -> None:
+    for flag in ("shards", "eval_shards"):
+        with pytest.raises(ConfigError) as error:
+            DataConfig(**{"shards": ("data/x",), flag: (place,)})
+        assert f"--data.{flag.replace('_', '-')} {told}: an address may hold no password" in str(error.value)
+        assert "secret" not in str(error.value)
+
+
+def test_datasets_to_evaluate_on_have_names_but_no_weights() -> None:
+    config = DataConfig(shards=("data/x",), eval_shards=("coco=data/a,web=data/b",))
+    assert config.eval_places == ("data/a", "data/b")
+    with pytest.raises(ConfigError, match=r"--data\.eval-shards data/a: weights are for --data\.shards only"):
+        DataConfig(shards=("data/x",), eval_shards=("data/a*2",))

@@ -7,24 +7,19 @@ before the model is loaded. Modules that cost time to import are imported when a
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from tyro.extras import SubcommandApp
 
+from ssmke.console import CleanConsole
 from ssmke.errors import ConfigError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ssmke.models.student import SSMKE
-
-PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 app = SubcommandApp()
 
@@ -42,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 @app.command(name="retrieval")
 def retrieval(
     model: Path,
-    data: tuple[Path, ...],
+    data: tuple[str, ...],
     split: str = "test",
     batch_size: int = 64,
     out: Path | None = None,
@@ -55,7 +50,7 @@ def retrieval(
 
     Args:
         model: folder of a trained model (RUN/model).
-        data: dataset folders; several are evaluated as one.
+        data: dataset folders or addresses; several are evaluated as one.
         split: split of the datasets.
         batch_size: images at a time; captions, being shorter, four times as many.
         out: JSON file to write the numbers to.
@@ -64,22 +59,25 @@ def retrieval(
     """
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size}: must be at least 1")
-    if sheet is not None and sheet.suffix.lower() not in PICTURES:
-        raise ConfigError(f"--sheet {sheet}: the name must end in one of {', '.join(PICTURES)}")
 
     from ssmke.data.atomic import make_folder, write_json
+    from ssmke.data.contact_sheet import check_sheet_name, save_sheet
     from ssmke.data.dataset import ImageTextShards
+    from ssmke.data.remote.fetch import is_remote
+    from ssmke.data.remote.sources import shown
     from ssmke.evaluation.embed import embed_split
     from ssmke.evaluation.retrieval import retrieval_metrics, retrieval_table
     from ssmke.evaluation.sheet import retrieval_sheet
     from ssmke.models.student import SSMKE
     from ssmke.models.weights import weights_digest
 
+    if sheet is not None:
+        check_sheet_name(sheet, "--sheet")
     shards = ImageTextShards.open(data, split)
     student = _on_device(SSMKE.from_pretrained(model), device)
     for path in filter(None, (out, sheet)):
         make_folder(path.parent)
-    console = Console(highlight=False)
+    console = CleanConsole(highlight=False)
     started = time.perf_counter()
     found = embed_split(
         student, shards, batch_size=batch_size, text_batch_size=4 * batch_size, progress=console.is_terminal
@@ -88,16 +86,17 @@ def retrieval(
     metrics = retrieval_metrics(found.image, found.text, found.text_image)
     scored = time.perf_counter()
 
-    names = ", ".join(str(folder) for folder in data)
+    names = ", ".join(map(shown, data))
     console.print(retrieval_table(metrics, title=escape(f"Retrieval: {model} on {split} of {names}")))
     for reason, number in sorted(found.skipped.items()):
         console.print(f"[yellow]skipped {number:,}: {escape(reason)}[/]")
     console.print(f"{embedded - started:.1f} s to embed, {scored - embedded:.1f} s to score")
     if out is not None:
+        paths = [shown(place) if is_remote(place) else str(Path(place).resolve()) for place in data]
         results = {
             "task": "retrieval",
             "model": {"path": str(model.resolve()), "weights_sha256": weights_digest(student)},
-            "data": {"paths": [str(folder.resolve()) for folder in data], "split": split},
+            "data": {"paths": paths, "split": split},
             "metrics": metrics.to_dict(),
             "skipped": found.skipped,
             "seconds": {"embed": round(embedded - started, 3), "score": round(scored - embedded, 3)},
@@ -106,7 +105,8 @@ def retrieval(
         write_json(out, results)
         console.print(f"numbers: {escape(str(out))}")
     if sheet is not None:
-        _save_picture(retrieval_sheet(shards, found, title=f"{model.name}: text to image, {split}"), sheet)
+        picture = retrieval_sheet(shards, found, title=f"{model.name}: text to image, {split}")
+        save_sheet(picture, sheet, "--sheet")
         console.print(f"sheet: {escape(str(sheet))}")
     return 0
 
@@ -121,12 +121,3 @@ def _on_device(model: SSMKE, name: str) -> SSMKE:
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that is not there
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--device {name}: {reason} Give auto, cpu or a device of this machine.") from None
-
-
-def _save_picture(picture: Image.Image, path: Path) -> None:
-    from ssmke.data.atomic import atomic_writer
-
-    buffer = io.BytesIO()
-    picture.save(buffer, PICTURES[path.suffix.lower()])
-    with atomic_writer(path) as file:
-        file.write(buffer.getvalue())

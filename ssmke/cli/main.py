@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 from ssmke import __version__
 from ssmke.errors import SSMKEError
+from ssmke.screen import clean, clean_warnings
 
 GROUPS = {
     "data": "make, import, verify and show image-text shards",
     "targets": "build, verify and show the teacher-target cache",
+    "plan": "which ds_config, micro batch and accumulation fit your GPUs, and what that will take",
     "evaluate": "score a trained model",
 }
 
@@ -30,12 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if group not in GROUPS:
         close = difflib.get_close_matches(group, GROUPS, n=1)
         hint = f" Did you mean `ssmke {close[0]}`?" if close else ""
-        print(f"error: unknown command {group!r}.{hint}\n{_usage()}", file=sys.stderr)
+        print(f"error: unknown command {clean(repr(group))}.{hint}\n{_usage()}", file=sys.stderr)
         return 2
+    clean_warnings()
     try:
         code: int = importlib.import_module(f"ssmke.cli.{group}").main(rest)
     except SSMKEError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {clean(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; what is finished is kept, the same command goes on", file=sys.stderr)

@@ -12,12 +12,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ssmke.console import CleanConsole
 from ssmke.errors import ConfigError, DataError, TargetCacheError
 
 USAGE = """usage: ssmke targets build  [--recipe NAME] [--field value ...]   compute what is missing
@@ -55,7 +55,7 @@ def build(argv: Sequence[str]) -> int:
     device = torch.device("cuda", placement.local_rank) if cuda else torch.device("cpu")
     if placement.nodes * placement.local_size > 1:
         dist.init_process_group("gloo")
-    console = Console(quiet=rank() != 0)
+    console = CleanConsole(quiet=rank() != 0)
     say = console.print
     shards = open_shards(recipe, say)
     teacher = load_teacher(recipe, device, say)
@@ -90,7 +90,7 @@ def verify(argv: Sequence[str]) -> int:
     from ssmke.training.prepare import identity_of, load_teacher, open_shards
 
     recipe = parse_recipe(argv, "ssmke targets verify")
-    console = Console()
+    console = CleanConsole()
     shards = open_shards(recipe, console.print)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher = load_teacher(recipe, device, console.print)
@@ -139,7 +139,7 @@ def show(folder: Path) -> int:
     }
     for name, value in rows.items():
         table.add_row(name, escape(value))
-    Console().print(table)
+    CleanConsole().print(table)
     return 0
 
 

@@ -19,8 +19,9 @@ from ssmke.cost.ledger.reader import ENERGY_ERROR, read_run
 from ssmke.cost.ledger.usage import HOUR_NS, Usage
 from ssmke.cost.published.baselines import Baseline
 from ssmke.cost.published.thesis import inconsistencies, load_thesis
-from ssmke.cost.render.numbers import counted, energy, hours, money, money_span, percent
+from ssmke.cost.render.numbers import energy, hours, money, money_span
 from ssmke.cost.render.own import unread_text
+from ssmke.words import counted, percent
 
 if TYPE_CHECKING:
     from ssmke.cost.report import Report, RunReport

@@ -21,6 +21,8 @@ _WARN_AT = (0.95, 0.8, 0.5)
 class BudgetSpent(SSMKEError):
     """A limit was reached where there was no step to finish and nothing to save."""
 
+    exit_code = EXIT_CODE
+
 
 @dataclass(frozen=True)
 class _Limit:

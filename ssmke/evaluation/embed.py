@@ -36,7 +36,7 @@ from torch import Tensor
 
 from ssmke.data.augmentation import canonical_box, render
 from ssmke.data.captions import clean_caption
-from ssmke.data.decode import decode_image
+from ssmke.data.decode import EncodedImage
 from ssmke.data.tokens import tokenize
 from ssmke.errors import BadSample, SSMKEError
 from ssmke.evaluation.retrieval import EvaluationError
@@ -243,8 +243,10 @@ class _Loaded:
 
 def _load(shards: ImageTextShards, number: int, size: int) -> _Loaded:
     sample = shards.read(number)
-    image = decode_image(sample.image)
-    loaded = _Loaded(number, sample.key, render(image, canonical_box(*image.size), False, size), [], [])
+    image = EncodedImage(sample.image)
+    # At full size: what `SSMKE.encode_image` gives for the same picture, to the last bit.
+    pixels = render(image.pixels(), canonical_box(*image.size), False, size)
+    loaded = _Loaded(number, sample.key, pixels, [], [])
     for caption in sample.captions:
         try:
             loaded.captions.append(clean_caption(caption))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ssmke.credentials import masked
 from ssmke.errors import ConfigError
 from ssmke.tracking.store import RUN_ID_FILE, open_client
 
@@ -15,7 +16,9 @@ _LEVELS = 4
 def close_run(run_dir: Path, *, ended_wall_ns: int, uri: str | None = None) -> str:
     """Marks the MLflow run of ``run_dir`` as KILLED at its last heartbeat; says what it did, "" for nothing to do.
 
-    Only a run that still says RUNNING is touched. ConfigError if the store does not answer.
+    Only a run that still says RUNNING is touched. A server is asked only if it is the caller's ``uri``: a run folder
+    may come from others, and its recipe must not choose where our credentials for MLflow are sent. ConfigError if the
+    store does not answer.
     """
     try:
         run_id = (run_dir / RUN_ID_FILE).read_text(encoding="utf-8").strip()
@@ -24,6 +27,8 @@ def close_run(run_dir: Path, *, ended_wall_ns: int, uri: str | None = None) -> s
     store = uri or store_of(run_dir)
     if store is None:
         return f"its MLflow store is not known (run {run_id}): say --tracking-uri"
+    if uri is None and not store.startswith("sqlite"):
+        return f"its MLflow run {run_id} is in {masked(store)}: if that is yours, say --tracking-uri {masked(store)}"
     from mlflow.exceptions import MlflowException
 
     try:
@@ -35,9 +40,10 @@ def close_run(run_dir: Path, *, ended_wall_ns: int, uri: str | None = None) -> s
     except Exception as error:  # MLflow's own, SQLAlchemy's, the operating system's
         if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return f"MLflow run {run_id} is not in {store}"
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+        why = masked((str(error).splitlines() or [type(error).__name__])[0])
         raise ConfigError(
-            f"{store}: the MLflow store does not answer ({why}); the ledgers are closed: run the same command again"
+            f"{masked(store)}: the MLflow store does not answer ({why}); the ledgers are closed: run the same command "
+            "again"
         ) from error
     return f"MLflow run {run_id} closed as KILLED"
 
@@ -53,6 +59,9 @@ def store_of(run_dir: Path) -> str | None:
         return str(uri)
     name = "mlflow.db" if uri is None else str(uri).partition(":///")[2]
     for folder in list(run_dir.resolve().parents)[:_LEVELS]:
-        if (folder / name).is_file():
+        # Not elsewhere: MLflow would migrate whatever database a foreign recipe names.
+        found = (folder / name).resolve()
+        inside = found.parent == folder if Path(name).is_absolute() else found.is_relative_to(folder)
+        if inside and found.is_file():
             return f"sqlite:///{folder / name}"
     return None

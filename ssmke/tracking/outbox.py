@@ -171,7 +171,7 @@ class Outbox:
 def take_unsent(path: Path) -> list[dict[str, Any]]:
     """The entries that an earlier process left, and the file removed; torn lines are passed over."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
         path.unlink()
     except OSError:
         return []
@@ -179,7 +179,7 @@ def take_unsent(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and "op" in entry:
             entries.append(entry)

@@ -7,12 +7,14 @@ run. Called from the command line, never from training: it waits for the store, 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssmke.credentials import masked
 from ssmke.errors import ConfigError, SSMKEError
 from ssmke.tracking.store import find_experiment, open_client
 
@@ -27,6 +29,11 @@ _NOTE = (
 )
 
 
+def ui_command(uri: str) -> str:
+    """What starts MLflow's page on a store, for a shell. MLflow asks nobody for a password: this machine only."""
+    return shlex.join(["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"])
+
+
 @dataclass(frozen=True)
 class Published:
     """Where a page went."""
@@ -39,7 +46,7 @@ class Published:
     @property
     def command(self) -> str | None:
         """What starts the UI on a local store; None for a server, which has one."""
-        return None if self.uri.startswith("http") else f"mlflow ui --backend-store-uri {self.uri}"
+        return None if self.uri.startswith("http") else ui_command(self.uri)
 
     @property
     def address(self) -> str:
@@ -82,9 +89,9 @@ def _store(uri: str) -> Iterator[MlflowClient]:
     except SSMKEError:
         raise
     except Exception as error:  # MLflow's own, SQLAlchemy's, the operating system's
-        text = (str(error).splitlines() or [type(error).__name__])[0]
+        text = masked((str(error).splitlines() or [type(error).__name__])[0])
         raise ConfigError(
-            f"--tracking-uri {uri}: {text}; the page is written all the same, open it as a file"
+            f"--tracking-uri {masked(uri)}: {text}; the page is written all the same, open it as a file"
         ) from error
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssmke import credentials
 from ssmke.differences import flatten
 from ssmke.errors import ConfigError
 from ssmke.tracking.outbox import Outbox, keep_unsent, take_unsent
@@ -59,6 +60,7 @@ class TrackingConfig:
     """False: nothing is logged, and MLflow is not even imported."""
 
     def __post_init__(self) -> None:
+        credentials.refuse({"uri": self.uri or "", "experiment": self.experiment}, "--tracking.")
         if not self.experiment.strip():
             raise ConfigError("--tracking.experiment must not be empty")
         if self.uri is not None and re.split(r"[:+]", self.uri)[0] not in _SCHEMES:
@@ -259,5 +261,5 @@ def _key(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = credentials.masked(value if isinstance(value, str) else json.dumps(value, default=str))
     return text if len(text) <= _VALUE_LIMIT else text[: _VALUE_LIMIT - len(_CUT)] + _CUT

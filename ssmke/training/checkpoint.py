@@ -1,30 +1,42 @@
-"""Checkpoints that are whole or absent.
+"""Saving a checkpoint and going on from one; which of them are whole is `checkpoint_files`' matter.
 
 DeepSpeed writes each rank's files into ``checkpoints/step-00001234/``; when all ranks are done, rank 0 digests
-every file and writes ``COMPLETE.json`` last. Only a folder with that file, whose digests hold, is ever resumed
-from; DeepSpeed's own ``latest`` pointer is not used. A folder without it is what a kill left behind and is
-removed by the next save. The state is small because the stream and the schedule are pure functions of the
-step: DeepSpeed's weights and optimiser, the target bank, and counters.
+every file and writes ``COMPLETE.json`` last. DeepSpeed's own ``latest`` pointer is not used. The state is small because
+the stream and the schedule are pure functions of the step: DeepSpeed's weights and optimiser, the target bank, and
+counters. Where ranks, ZeRO stage or the place of the optimiser states are others than those that saved, the checkpoint
+is converted on rank 0 and loaded by parameter (`universal`); the folder must be one that all ranks see.
 """
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
-import warnings
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ssmke.data.atomic import write_json
-from ssmke.data.shards import file_sha256
 from ssmke.errors import CheckpointError, ConfigError
 from ssmke.objectives.gather import rank, world_size
 from ssmke.objectives.pretraining import SSMKEPretraining
+from ssmke.training import universal
+from ssmke.training.checkpoint_files import (
+    COMPLETE,
+    CheckpointInfo,
+    Progress,
+    complete,
+    newest,
+    prune,
+    read,
+    remove_from,
+)
 from ssmke.training.ranks import barrier, on_rank_zero
+from ssmke.words import counted
 
-COMPLETE = "COMPLETE.json"
+__all__ = ["COMPLETE", "CheckpointConfig", "CheckpointInfo", "Progress", "load", "newest", "read", "save"]
+
+_WRITER = re.compile(r"PytorchStreamWriter|file write failed|unexpected pos|inline_container", re.IGNORECASE)
 
 
 @dataclass
@@ -45,39 +57,6 @@ class CheckpointConfig:
             raise ConfigError(f"--checkpoint.keep {self.keep}: must be at least 1")
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands; saved with each checkpoint."""
-
-    step: int
-    """Steps done."""
-    pairs: int
-    """Pairs seen."""
-    lineage: str
-    """Identity of the run over all its attempts."""
-    data: str = ""
-    """Digest of the training shards: the order of pairs is a function of them."""
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """A complete checkpoint."""
-
-    path: Path
-    progress: Progress
-    zero_stage: int
-    world_size: int
-    files: dict[str, str]
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
-    with ThreadPoolExecutor(4) as pool:
-        return dict(
-            zip((str(p.relative_to(folder)) for p in files), pool.map(file_sha256, files), strict=True)
-        )
-
-
 def save(
     engine: Any,
     module: SSMKEPretraining,
@@ -95,94 +74,106 @@ def save(
     _require_space(folder, module)
     try:
         if rank() == 0:
-            _remove_from(folder, progress.step)
+            remove_from(folder, progress.step)
         barrier()
         state: dict[str, Any] = {"progress": asdict(progress)}
         if module.bank is not None:
             state["bank"] = module.bank.state_dict()
         engine.save_checkpoint(str(folder), tag=path.name, client_state=state, save_latest=False)
     except (OSError, RuntimeError) as failure:
-        # torch.save reports a full disk as a RuntimeError of its zip writer. The other ranks may wait in a
-        # collective for this one; they end when it does.
+        # torch.save reports a full disk as a RuntimeError of its zip writer; others are about memory or a lost rank.
+        if isinstance(failure, RuntimeError) and not _WRITER.search(str(failure)):
+            raise
+        # The other ranks may wait in a collective for this one; they end when it does.
         shutil.rmtree(path, ignore_errors=True)
         raise CheckpointError(_unwritable(path, str(failure))) from failure
     if rank() == 0:
-        record = {
-            "progress": asdict(progress),
-            "zero_stage": stage,
-            "world_size": world_size(),
-            "files": _digests(path),
-        }
-        write_json(path / COMPLETE, record)
-        _prune(folder, config.keep)
+        try:
+            complete(
+                path, progress, zero_stage=stage, world_size=world_size(), optimizer=_optimizer_name(engine)
+            )
+        except OSError as failure:
+            raise CheckpointError(_unwritable(path, str(failure))) from failure
+        prune(folder, config.keep)
     barrier()
     return path
 
 
-def _remove_from(folder: Path, step: int) -> None:
-    """Removes checkpoints of ``step`` and later: of an attempt that this one has gone back before."""
-    for path in folder.glob("step-*"):
-        if path.name >= f"step-{step:08d}":
-            (path / COMPLETE).unlink(missing_ok=True)
-            shutil.rmtree(path)
-
-
-def _prune(folder: Path, keep: int) -> None:
-    complete = [path for path in sorted(folder.glob("step-*")) if (path / COMPLETE).exists()]
-    for path in sorted(folder.glob("step-*")):
-        if path not in complete[-keep:]:
-            # The mark goes first, so that a kill in between never leaves a folder that looks complete.
-            (path / COMPLETE).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def newest(folder: Path) -> CheckpointInfo | None:
-    """The newest complete and undamaged checkpoint, or None; damaged ones are named in a warning."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        if not (path / COMPLETE).exists():
-            continue
-        try:
-            return read(path)
-        except CheckpointError as error:
-            warnings.warn(f"{error}; trying the checkpoint before it")
-    return None
-
-
-def read(path: Path) -> CheckpointInfo:
-    """Reads and verifies one checkpoint; any difference from what was written is a `CheckpointError`."""
-    try:
-        record = json.loads((path / COMPLETE).read_text(encoding="utf-8"))
-        info = CheckpointInfo(
-            path, Progress(**record["progress"]), record["zero_stage"], record["world_size"], record["files"]
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {path} is not complete ({error})") from None
-    have = _digests(path)
-    damaged = sorted(name for name in info.files if have.get(name) != info.files[name])
-    if damaged:
-        raise CheckpointError(f"checkpoint {path} is damaged: {', '.join(damaged[:3])} changed or missing")
-    return info
-
-
-def load(engine: Any, module: SSMKEPretraining, info: CheckpointInfo, stage: int) -> Progress:
-    """Restores engine and bank (collective).
-
-    A checkpoint of another world size or ZeRO stage needs DeepSpeed's universal format: `CheckpointError`.
-    """
-    if (info.world_size, info.zero_stage) != (world_size(), stage):
-        raise CheckpointError(
-            f"checkpoint {info.path} was written by {info.world_size} ranks with ZeRO-{info.zero_stage}, this run "
-            f"has {world_size()} with ZeRO-{stage}: resume with the same, or convert it with DeepSpeed's "
-            "ds_to_universal.py first"
-        )
-    loaded, state = engine.load_checkpoint(str(info.path.parent), tag=info.path.name)
-    if loaded is None:
-        raise CheckpointError(
-            f"DeepSpeed could not load {info.path}: its files do not fit this configuration"
-        )
+def load(
+    engine: Any, module: SSMKEPretraining, info: CheckpointInfo, stage: int, say: Callable[[str], None]
+) -> Progress:
+    """Restores engine and bank (collective), whatever ranks and ZeRO stage saved them; ``say`` tells of a change."""
+    on_rank_zero(lambda: universal.require_plain(info.path))
+    on_rank_zero(lambda: shutil.rmtree(_converted(info.path), ignore_errors=True))
+    optimizer = _optimizer_name(engine)
+    same = (info.world_size, info.zero_stage) == (world_size(), stage) and info.optimizer in (None, optimizer)
+    # Without ZeRO in fp32 every rank holds everything, and one file serves any number of them.
+    if same or (stage == info.zero_stage == 0 and not list(info.path.glob("*optim_states.pt"))):
+        loaded, state = engine.load_checkpoint(str(info.path.parent), tag=info.path.name)
+        if loaded is None:
+            raise CheckpointError(
+                f"DeepSpeed could not load {info.path}: its files do not fit this configuration"
+            )
+    else:
+        state = _load_converted(engine, info, stage, say)
     if module.bank is not None and "bank" in state:
         module.bank.load_state_dict(state["bank"])
     return info.progress
+
+
+def _load_converted(
+    engine: Any, info: CheckpointInfo, stage: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    change = (
+        f"checkpoint {info.path.name} of {counted(info.world_size, 'rank')} with ZeRO-{info.zero_stage} goes on with "
+        f"{counted(world_size(), 'rank')} and ZeRO-{stage}"
+    )
+    zero = engine.optimizer
+    if not (info.zero_stage and stage) or not (hasattr(zero, "bit16_groups") or stage == 3):
+        raise CheckpointError(
+            f"{change}: only ZeRO-1, 2 and 3 can follow each other; go on with the same ranks and stage"
+        )
+    if engine.zero_nvme_offload_optimizer() or (info.path / "offloaded_tensors").exists():
+        raise CheckpointError(f"{change}: not with states on NVMe; go on with the same ranks and stage")
+    began = time.monotonic()
+    target = _converted(info.path)
+    try:
+        on_rank_zero(lambda: _convert(info, target))
+        state = universal.place(engine, target, stage)
+        barrier()
+    finally:
+        if rank() == 0:
+            shutil.rmtree(target, ignore_errors=True)
+    say(f"{change}: converted in {time.monotonic() - began:.1f} s")
+    return state
+
+
+def _convert(info: CheckpointInfo, target: Path) -> None:
+    needed, free = universal.size_of(info.path), shutil.disk_usage(info.path).free
+    if free < needed:
+        raise CheckpointError(
+            f"{info.path} cannot be converted to other ranks or another stage: that needs {needed / 1e9:.2f} GB beside "
+            f"it for the moment, {free / 1e9:.2f} GB are free; free space, or go on with {info.world_size} ranks and "
+            f"ZeRO-{info.zero_stage}"
+        )
+    target.mkdir()
+    try:
+        universal.convert(info.path, target, info.zero_stage, client=("progress", "bank"))
+    except (KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"{info.path} cannot be converted to other ranks or another stage: {error} is not where this DeepSpeed "
+            f"keeps it; go on with {info.world_size} ranks and ZeRO-{info.zero_stage}"
+        ) from error
+
+
+def _converted(path: Path) -> Path:
+    """The temporary folder beside a checkpoint; what a kill leaves of it is removed by the next start."""
+    return path.with_name(f".{path.name}.converted")
+
+
+def _optimizer_name(engine: Any) -> str:
+    """Class of the optimiser below ZeRO: CPUAdam keeps its states in host memory, and its count as a number."""
+    return type(getattr(engine.optimizer, "optimizer", engine.optimizer)).__name__
 
 
 def _require_space(folder: Path, module: SSMKEPretraining) -> None:

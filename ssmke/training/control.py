@@ -49,10 +49,16 @@ class Control:
     """Listens for signals and agrees with the other ranks.
 
     ``spent``: what rank 0 says of its budget, None as long as there is some left; not asked on other ranks.
+    ``beat``: called by `check`, so that long work outside the training loop is seen to get on.
     """
 
-    def __init__(self, spent: Callable[[], str | None] = lambda: None) -> None:
+    def __init__(
+        self, spent: Callable[[], str | None] = lambda: None, beat: Callable[[], None] = lambda: None
+    ) -> None:
         self.signal: str | None = None
+        self.asked_at: float | None = None
+        """When `signal` came, on the monotonic clock."""
+        self._beat = beat
         self._spent = spent
         self._asked = 0.0
         self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
@@ -73,13 +79,19 @@ class Control:
     def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
+        self.request(signal.Signals(number).name)
+
+    def request(self, why: str) -> None:
+        """Asks for a stop after the step; ``why`` ends the sentence "stopped by ..."."""
+        if self.signal is None:
+            self.signal, self.asked_at = why, time.monotonic()
 
     def check(self) -> None:
         """Raises `Stopped` when this rank was asked to stop, `BudgetSpent` on all ranks when a budget is used up.
 
         For long work outside the training loop, where ranks do not march in step; not collective.
         """
+        self._beat()
         self._notice_launcher()
         self._check_budget()
         if self.signal is not None:
@@ -107,7 +119,7 @@ class Control:
 
     def _notice_launcher(self) -> None:
         if self.signal is None and self._launcher is not None and _grandparent() != self._launcher:
-            self.signal = "the end of the launcher"
+            self.request("the end of the launcher")
 
     def agree(self, *, save: bool) -> Decision:
         """What all ranks decided one step ago; call once per step on every rank."""

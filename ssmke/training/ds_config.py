@@ -7,11 +7,11 @@ Batch arithmetic: global batch (recipe, --optim.batch-size) = micro batch x accu
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssmke import credentials, foreign_json
 from ssmke.errors import ConfigError
 
 RECIPE_KEYS = {
@@ -54,7 +54,7 @@ class EngineConfig:
     @property
     def dtype(self) -> str:
         """Number format of the matrix products: "bf16", "fp16" or "fp32"."""
-        return next((name for name in ("bf16", "fp16") if self.json.get(name, {}).get("enabled")), "fp32")
+        return next((name for name in ("bf16", "fp16") if (self.json.get(name) or {}).get("enabled")), "fp32")
 
     @property
     def offloads_optimizer(self) -> bool:
@@ -66,7 +66,7 @@ class EngineConfig:
 def load(path: str | Path) -> dict[str, Any]:
     """Reads a DeepSpeed JSON; `ConfigError` names the file and the line."""
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = foreign_json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             f"--deepspeed_config {path}: no such file; the shipped ones are in ds_configs/"
@@ -88,12 +88,14 @@ def resolve(
     ``batch_size``: pairs per step over all ranks; ``cuda``: whether the ranks train on CUDA devices (bf16 there,
     fp32 on CPU).
     """
+    credentials.refuse(document, f"{path}: ")
     resolved = copy.deepcopy(document)
     for key, owner in RECIPE_KEYS.items():
         if key in resolved:
             raise ConfigError(
                 f"{path} has a section {key!r}, but that belongs to the recipe ({owner}): remove it"
             )
+    _check_zero(resolved, path)
     _resolve_batch(resolved, path, batch_size, world_size)
     _resolve_precision(resolved, path, cuda)
     leftover = sorted(_autos(resolved))
@@ -103,13 +105,35 @@ def resolve(
     return EngineConfig(resolved, str(path))
 
 
+def _check_zero(resolved: dict[str, Any], path: str | Path) -> None:
+    """What `EngineConfig` looks at must be of the kind that DeepSpeed takes."""
+    zero = resolved.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError(f'{path}: zero_optimization must be an object such as {{"stage": 2}}')
+    stage = zero.get("stage", 0)
+    if type(stage) is not int or stage not in range(4):
+        raise ConfigError(f"{path}: zero_optimization.stage is {_shown(stage)}; it must be 0, 1, 2 or 3")
+    offload = zero.get("offload_optimizer", {})
+    if not isinstance(offload, dict) or not isinstance(offload.get("device", "none"), str):
+        raise ConfigError(
+            f'{path}: zero_optimization.offload_optimizer must be an object such as {{"device": "cpu"}}'
+        )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _resolve_batch(resolved: dict[str, Any], path: str | Path, batch_size: int, world_size: int) -> None:
     def given(key: str) -> int | None:
         value = resolved.get(key, "auto")
         if value == "auto":
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f'{path}: {key} is {value!r}; it must be a positive whole number or "auto"')
+            raise ConfigError(
+                f'{path}: {key} is {_shown(value)}; it must be a positive whole number or "auto"'
+            )
         return value
 
     total, micro, accumulation = given(GLOBAL), given(MICRO), given(ACCUMULATION)
@@ -147,7 +171,9 @@ def _resolve_precision(resolved: dict[str, Any], path: str | Path, cuda: bool) -
             raise ConfigError(f'{path}: {section} must be an object such as {{"enabled": "auto"}}')
         if options.get("enabled", False) == "auto":
             options["enabled"] = automatic
-    enabled = [s for s in ("bf16", "fp16") if resolved.get(s, {}).get("enabled")]
+        if not isinstance(options.get("enabled", False), bool):
+            raise ConfigError(f'{path}: {section}.enabled must be true, false or "auto"')
+    enabled = [s for s in ("bf16", "fp16") if (resolved.get(s) or {}).get("enabled")]
     if len(enabled) == 2:
         raise ConfigError(f"{path}: bf16.enabled and fp16.enabled are both true: choose one")
     if enabled == ["fp16"] and not cuda:

@@ -42,12 +42,20 @@ class Engine:
         )
         self.module: SSMKEPretraining = self.deepspeed.module
         _cast_batch_norms(self.module)
+        self._dropped = False
+        if not hasattr(self.deepspeed.optimizer, "overflow"):  # no ZeRO and fp32: the optimiser is torch's
+            self._guard(self.deepspeed.optimizer)
 
     def step(self, batch: Batch, step: int) -> tuple[Losses, float]:
-        """One optimiser step on this rank's part of the global batch; returns losses and learning rate."""
+        """One optimiser step on this rank's part of the global batch; returns losses and learning rate.
+
+        A step whose gradient is not finite on any rank changes no weight on all ranks; `applied` tells.
+        """
         rate = self.schedule.apply(self.deepspeed.optimizer.param_groups, step)
         losses = self._single_pass(batch) if self.config.accumulation == 1 else self._two_passes(batch)
-        self.module.remember(batch)
+        # A target that is not a number would make every loss so for as long as the bank holds it.
+        if self.applied:
+            self.module.remember(batch)
         return losses, rate
 
     def _single_pass(self, batch: Batch) -> Losses:
@@ -70,6 +78,22 @@ class Engine:
             self.deepspeed.step()
         detached: Losses = losses
         return detached
+
+    @property
+    def applied(self) -> bool:
+        """Whether the last step changed the weights."""
+        return not (self._dropped or getattr(self.deepspeed.optimizer, "overflow", False))
+
+    def _guard(self, optimizer: torch.optim.Optimizer) -> None:
+        """Lets ``optimizer`` leave out a step whose gradient is not finite, as DeepSpeed's own optimisers do."""
+        update = optimizer.step
+
+        def step(*args: Any, **options: Any) -> Any:
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            self._dropped = not bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+            return None if self._dropped else update(*args, **options)
+
+        optimizer.step = step  # type: ignore[method-assign]
 
     @contextmanager
     def whole_weights(self) -> Iterator[SSMKEPretraining]:

@@ -16,6 +16,7 @@ from ssmke.objectives.gather import world_size
 from ssmke.recipes import Invocation
 from ssmke.training.pretrain import pretrain
 from ssmke.training.ranks import Placement
+from ssmke.training.rendezvous import join_here, meets_here, require_restartable
 
 
 def launch(invocation: Invocation, environment: Mapping[str, str]) -> int:
@@ -36,9 +37,14 @@ def launch(invocation: Invocation, environment: Mapping[str, str]) -> int:
         stand_alone()
     if torch.cuda.is_available():
         get_accelerator().set_device(placement.local_rank)
+        # The products that are not in bf16 (losses, target cache) on tensor cores, their inputs rounded to TF32.
+        torch.set_float32_matmul_precision("high")
     elif not environment.get("OMP_NUM_THREADS"):
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // placement.local_size))
+    require_restartable(os.environ)
+    if meets_here(os.environ, placement.nodes):
+        join_here(os.environ, get_accelerator().communication_backend_name())
     deepspeed.init_distributed()
     if not torch.cuda.is_available():
         unlink_shared_buffers(placement)

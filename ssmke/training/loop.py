@@ -2,7 +2,7 @@
 
 One optimiser step per batch of the stream. After each: what all ranks agreed on (stop, save), a report every
 ``log_every`` steps, a checkpoint at the end of an epoch or when it is due, an evaluation when asked for.
-A stop, by signal or ``--stop-after``, finishes the step, saves, and returns.
+A stop, by signal, notice or ``--stop-after``, finishes the step, saves, and returns.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,10 @@ from ssmke.models.teachers import Teacher
 from ssmke.training.checkpoint import CheckpointConfig
 from ssmke.training.control import Control
 from ssmke.training.engine import Engine
+from ssmke.training.nonfinite import SkippedSteps
 from ssmke.training.progress import Progress
+from ssmke.training.transfer import Transfer
+from ssmke.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class LoopConfig:
     log_every: int
     evaluate_every: int
     stop_after: int | None
+    deadline_seconds: float
+    """What a preemption notice leaves; see `FaultConfig`."""
 
 
 @dataclass(frozen=True)
@@ -58,59 +64,93 @@ def train(
     *,
     start: int,
     teacher: Teacher | None,
+    phase: Callable[[str], AbstractContextManager[None]],
     meter: CostMeter,
+    watchdog: Watchdog,
+    skipped_steps: SkippedSteps,
     progress: Progress,
     control: Control,
+    say: Callable[[str], None],
     save: Callable[[int], None],
     evaluate: Callable[[int], None],
 ) -> Outcome:
-    """Trains from step ``start`` to the end of ``plan`` or until told to stop."""
+    """Trains from step ``start`` to the end of ``plan`` or until told to stop.
+
+    ``phase(name)``: what the time inside is spent on, for the ledger and the watchdog.
+    """
     step, saved, stopped, first, over_budget = start, start, None, None, False
     begin = last_save = time.monotonic()
     meter.progress(step, step * plan.batch_size)
     skipped: Counter[str] = stream.bad.by_reason
-    batches = iter(stream)
-    while step < plan.steps:
-        waiting = time.perf_counter()
-        with meter.phase("data_wait"):
-            batch = next(batches)
-        waited = time.perf_counter() - waiting
-        with meter.phase("train"):
-            losses, rate = engine.step(with_targets(batch.to(engine.device), teacher), step)
-        step += 1
-        first = time.monotonic() - begin if first is None else first
-        meter.progress(step, step * plan.batch_size)
-        due = config.checkpoint.minutes > 0 and time.monotonic() - last_save > 60 * config.checkpoint.minutes
-        with meter.phase("train"):
-            progress.add(step, batch, losses, rate, waited)
-            decision = control.agree(save=due)
-        last = step == plan.steps
-        epoch_ends = step % plan.steps_per_epoch == 0
-        limit = config.stop_after is not None and step - start >= config.stop_after
-        stopping = (decision.stop or limit) and not last
-        # A wish is answered one step later, when the next one is already on its way: it must not save again.
-        wished = decision.save and step - saved > 1
-        saving = wished or stopping or last or (epoch_ends and config.checkpoint.every_epoch)
-        evaluating = not stopping and _evaluates(config.evaluate_every, step, plan)
-        if saving or evaluating or step % config.log_every == 0:
-            # Before a save, so that no checkpoint holds what a loss that is not a number made.
-            with meter.phase("train"):
-                progress.report(step, dict(skipped))
-        if saving:
-            with meter.phase("checkpoint"):
-                save(step)
-            meter.saved(step)
-            saved, last_save = step, time.monotonic()
-            progress.resume_clock()
-        if evaluating:
-            with meter.phase("evaluation"):
-                evaluate(step)
-            progress.resume_clock()
-        if stopping:
-            over_budget = decision.spent
-            stopped = _reason(config, control, limit=limit, over_budget=over_budget)
-            break
-    return Outcome(step, stopped, over_budget, dict(skipped), first)
+    warned = False
+    shape: torch.Size | None = None
+    watchdog.vitals.step = start
+
+    def counts() -> dict[str, int]:
+        bad_steps = {"steps that were not finite": skipped_steps.count} if skipped_steps.count else {}
+        return {**skipped, **bad_steps}
+
+    # However it ends: workers that nobody stops would keep the process for as long as they outlive a SIGTERM.
+    with closing(iter(stream)) as batches:
+        transfer = Transfer(engine.device)
+        while step < plan.steps:
+            waiting = time.perf_counter()
+            with phase("data_wait"):
+                batch = next(batches)
+            waited = time.perf_counter() - waiting
+            if batch.images.shape != shape:  # a curriculum's next size
+                shape = batch.images.shape
+                watchdog.vitals.may_compile()
+            with phase("train"):
+                losses, rate = engine.step(with_targets(transfer(batch), teacher), step)
+            step += 1
+            watchdog.vitals.at(step)
+            first = time.monotonic() - begin if first is None else first
+            meter.progress(step, step * plan.batch_size)
+            due = (
+                config.checkpoint.minutes > 0
+                and time.monotonic() - last_save > 60 * config.checkpoint.minutes
+            )
+            with phase("train"):
+                progress.add(step, batch, losses, rate, waited)
+                skipped_steps.add(step, batch, losses, applied=engine.applied)
+                decision = control.agree(save=due)
+            last = step == plan.steps
+            epoch_ends = step % plan.steps_per_epoch == 0
+            limit = config.stop_after is not None and step - start >= config.stop_after
+            stopping = (decision.stop or limit) and not last
+            # A wish is answered one step later, when the next one is already on its way: it must not save again.
+            wished = decision.save and step - saved > 1
+            saving = wished or stopping or last or (epoch_ends and config.checkpoint.every_epoch)
+            evaluating = not stopping and _evaluates(config.evaluate_every, step, plan)
+            if saving or evaluating or step % config.log_every == 0:
+                with phase("train"):
+                    progress.report(step, counts())
+            if saving:
+                saving_at = time.monotonic()
+                with phase("checkpoint"):
+                    save(step)
+                meter.saved(step)
+                saved, last_save = step, time.monotonic()
+                # The step that runs when the notice comes, the one that the decision takes, and the checkpoint.
+                needed = 2 * plan.batch_size / progress.pairs_per_second + last_save - saving_at
+                if needed > config.deadline_seconds and not warned:
+                    warned = True
+                    say(
+                        f"two steps and a checkpoint take {needed:.0f} s, more than a preemption notice of "
+                        f"{config.deadline_seconds:g} s (--faults.deadline-seconds) leaves: such an end loses the "
+                        "steps since the last checkpoint, see --checkpoint.minutes"
+                    )
+                progress.resume_clock()
+            if evaluating:
+                with phase("evaluation"):
+                    evaluate(step)
+                progress.resume_clock()
+            if stopping:
+                over_budget = decision.spent
+                stopped = _reason(config, control, limit=limit, over_budget=over_budget)
+                break
+    return Outcome(step, stopped, over_budget, counts(), first)
 
 
 def _reason(config: LoopConfig, control: Control, *, limit: bool, over_budget: bool) -> str:

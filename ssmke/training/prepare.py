@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 
 from ssmke.data.dataset import ImageTextShards
-from ssmke.errors import ConfigError
+from ssmke.data.order import EpochOrder, Source
+from ssmke.data.shards import keys_digest
+from ssmke.errors import ConfigError, DataError
 from ssmke.models.student import SSMKE
 from ssmke.models.teachers import Teacher, build_teacher
 from ssmke.objectives.bank import TargetBank
@@ -24,22 +26,74 @@ from ssmke.recipes import Recipe
 from ssmke.targets.build import TargetModel, build_targets
 from ssmke.targets.cache import CacheIdentity, TargetCache
 from ssmke.targets.frozen import FrozenTokens
-from ssmke.training.ranks import on_rank_zero
+from ssmke.training.ranks import on_all_ranks, on_rank_zero
 
 Say = Callable[[str], None]
 Check = Callable[[], None]
 """Raises an `SSMKEError` when the run was asked to stop."""
+
+REMOTE_WINDOW = 16
+"""Shards that pairs are shuffled among where shards are remote. Never made to fit the disk: it decides the order."""
 
 
 def open_shards(recipe: Recipe, say: Say) -> ImageTextShards:
     """The training split; renders the scenes first where the recipe says so and they are missing (rank 0)."""
     data = recipe.data
     if data.make == "scenes":
-        on_rank_zero(lambda: _render_scenes(data.shards[0], say))
+        on_rank_zero(lambda: _render_scenes(data.places[0], say))
     on_rank_zero(lambda: _check_splits(recipe))
-    shards = ImageTextShards.open(data.shards, data.split)
+    opened: list[ImageTextShards] = []
+
+    def digest() -> str:
+        opened.append(ImageTextShards.open(data.places, data.split, data.remote))
+        both = (*opened[0].shards, *open_evaluation(recipe).shards)
+        return keys_digest(info.sha256 for _, info, _ in both)
+
+    digests = on_all_ranks(digest)
+    other = next((number for number, found in enumerate(digests) if found != digests[0]), None)
+    if other is not None:
+        raise DataError(
+            f"rank {other} sees other shards under {', '.join(data.shards)} than rank 0: every node needs the same "
+            "data under the same path"
+        )
+    shards = opened[0]
     say(f"data {', '.join(data.shards)}: {shards.images:,} images, {shards.pairs:,} pairs in {data.split}")
     return shards
+
+
+def open_evaluation(recipe: Recipe) -> ImageTextShards:
+    """The evaluation split of the datasets that are for evaluation, or of those trained on that have it."""
+    data = recipe.data
+    places = data.eval_places or data.places
+    try:
+        return ImageTextShards.open(places, data.eval_split, data.remote, where_present=not data.eval_shards)
+    except DataError as error:
+        raise DataError(
+            f"nothing to evaluate on: {error} See --data.eval-split and --data.eval-shards."
+        ) from error.__cause__
+
+
+def epoch_order(recipe: Recipe, shards: ImageTextShards) -> EpochOrder:
+    """Which pairs an epoch shows, in which order.
+
+    Raises:
+        ConfigError: two windows of remote shards do not fit into their local copy.
+    """
+    stream, remote = recipe.data.stream, recipe.data.remote
+    window = stream.window
+    if window is None:
+        window = REMOTE_WINDOW if shards.remote else 0
+    for url, sizes in shards.remote_sizes.items():
+        # One window is read while the next one comes; without windows every shard is read all the time.
+        needed = sum(sorted(sizes, reverse=True)[: 2 * window or None]) / 1e9
+        if needed > remote.cache_gigabytes:
+            raise ConfigError(
+                f"--data.stream.window {window} needs {needed:.3g} GB for the shards of {url}, more than "
+                f"--data.remote.cache-gigabytes {remote.cache_gigabytes:g}: give more, or a smaller window"
+            )
+    parts = zip(shards.pairs_by_directory, recipe.data.parts, strict=True)
+    sources = [Source(pairs, part.weight, part.name) for pairs, part in parts]
+    return EpochOrder(sources, recipe.seed, shards.first_pairs, window)
 
 
 def _render_scenes(folder: str, say: Say) -> None:
@@ -52,8 +106,8 @@ def _render_scenes(folder: str, say: Say) -> None:
 
 
 def _check_splits(recipe: Recipe) -> None:
-    for split in (recipe.data.split, recipe.data.eval_split):
-        ImageTextShards.open(recipe.data.shards, split)
+    ImageTextShards.open(recipe.data.places, recipe.data.split, recipe.data.remote)
+    open_evaluation(recipe)
 
 
 def load_teacher(recipe: Recipe, device: torch.device, say: Say) -> Teacher | None:
@@ -108,6 +162,7 @@ def _built(
         say(
             f"{what}: {report.images:,} images x {identity.views} views in {report.seconds:.1f} device-seconds "
             f"({report.images * identity.views / report.seconds:,.0f}/s), {report.reused:,} reused, {report.bad} bad"
+            + (f"; once for each of {report.disks} disks that nodes do not share" if report.disks > 1 else "")
         )
     else:
         say(f"{what}: all {report.reused:,} images cached already")
@@ -144,6 +199,9 @@ def build_module(
             f"the teacher sees {teacher.image_size} pixels, the student {student.image_size}: an online teacher "
             "needs the same; set --teacher.image-size, or use --targets.mode cache"
         )
+    curriculum = recipe.data.curriculum
+    if curriculum.active:
+        student.image_encoder.check_views(curriculum.image_size or student.image_size, curriculum.patch_drop)
     say(f"image encoder {model.image.name}: {student.image_encoder.load_report}")
     say(f"text encoder {model.text.name}: {student.text_encoder.load_report}")
     counts = {name: f"{n / 1e6:.2f}M" for name, n in student.parameter_table().items()}

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ssmke.cost.meter import CostMeter
-from ssmke.data.atomic import write_error
 from ssmke.data.batch import Batch
 from ssmke.data.stream import StreamPlan
-from ssmke.errors import SSMKEError
 from ssmke.objectives.gather import rank, world_size
 from ssmke.objectives.pretraining import Losses
 from ssmke.tracking import Tracker
 from ssmke.training.spending import Spending, Work
-
-
-class NotFinite(SSMKEError):
-    """Losses became NaN or infinite."""
+from ssmke.training.step_file import StepFile
+from ssmke.words import duration
 
 
 @dataclass
@@ -41,6 +37,8 @@ class Window:
     losses: list[Tensor] = field(default_factory=list)
     text_tokens: int = 0
     padded_tokens: int = 0
+    keys: list[int] = field(default_factory=list)
+    """Sum of the keys' hashes of each step, of this rank."""
     facts: list[dict[str, Any]] = field(default_factory=list)
     begin: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
@@ -65,7 +63,7 @@ class Progress:
         """Pairs of this attempt."""
         self.train_seconds = 0.0
         """Seconds of this attempt spent on them, data wait included."""
-        self._file = metrics.open("a", encoding="utf-8") if rank() == 0 else None
+        self._file = StepFile(metrics, say) if rank() == 0 else None
         self._meter, self._spending, self._tracker, self._say = meter, spending, tracker, say
         self._names: list[str] = []
         self._window = Window()
@@ -78,23 +76,27 @@ class Progress:
         """One finished step, number ``step`` counted from 1."""
         self._names = list(losses)
         self._window.losses.append(torch.stack([value.float() for value in losses.values()]))
-        keys = hashlib.blake2b("\n".join(batch.keys).encode(), digest_size=8).hexdigest()
-        self._window.facts.append({"step": step, "lr": rate, "keys": keys})
+        self._window.keys.append(keys_sum(batch.keys))
+        self._window.facts.append({"step": step, "lr": rate})
         self._window.waited += waited
         # This rank's captions stand for all: they are a random part of the batch.
         self._window.text_tokens += batch.real_tokens * world_size()
-        self._window.padded_tokens += batch.ids.numel() * world_size()
+        self._window.padded_tokens += batch.computed_tokens * world_size()
 
     def report(self, step: int, skipped: dict[str, int]) -> None:
-        """Writes the steps since the last report; collective. Raises `NotFinite` when a loss is not a number."""
+        """Writes the steps since the last report; collective. A loss that is not a number is written as null."""
         window = self._window
         if not window.losses:
             return
         rows = torch.stack(window.losses)  # [steps, losses]
+        keys = torch.tensor(window.keys, device=rows.device)
         if world_size() > 1:
             dist.all_reduce(rows)
+            dist.all_reduce(keys)  # wraps, as the sums do
             rows /= world_size()
         values = rows.tolist()
+        for facts, total in zip(window.facts, keys.tolist(), strict=True):
+            facts["keys"] = f"{total % 2**64:016x}"
         seconds = time.perf_counter() - window.begin
         pairs = len(values) * self.plan.batch_size
         self.pairs_per_second = pairs / seconds
@@ -104,28 +106,24 @@ class Progress:
         if self._file is not None:
             self._write(window, values)
             self._print(step, values, seconds, window, skipped)
-        bad = [f["step"] for f, v in zip(window.facts, values, strict=True) if not _finite(v)]
-        if bad:
-            raise NotFinite(
-                f"the loss of step {bad[0]} is not a number: lower --optim.lr, or resume from the checkpoint "
-                "before it with --resume auto"
-            )
 
     def _write(self, window: Window, values: list[list[float]]) -> None:
         assert self._file is not None
-        try:
-            for facts, row in zip(window.facts, values, strict=True):
-                line = {**facts, **dict(zip(self._names, row, strict=True))}
-                self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise write_error(Path(self._file.name), error) from error
+        lines = []
+        for facts, row in zip(window.facts, values, strict=True):
+            numbers = [value if math.isfinite(value) else None for value in row]
+            lines.append(json.dumps({**facts, **dict(zip(self._names, numbers, strict=True))}))
+        self._file.add(lines)
 
     def _print(
         self, step: int, values: list[list[float]], seconds: float, window: Window, skipped: dict[str, int]
     ) -> None:
         rate, waited = window.facts[-1]["lr"], window.waited
-        mean = {name: sum(row[i] for row in values) / len(values) for i, name in enumerate(self._names)}
+        finite = [row for row in values if all(math.isfinite(value) for value in row)]
+        mean = {
+            name: sum(row[i] for row in finite) / len(finite) if finite else math.nan
+            for i, name in enumerate(self._names)
+        }
         left = (self.plan.steps - step) * seconds / len(values)
         totals = self._meter.totals()
         memory = _memory_gb()
@@ -137,7 +135,7 @@ class Progress:
             f"{self.pairs_per_second:,.0f} pairs/s",
             f"data {100 * waited / seconds:.0f}%",
             f"{memory:.1f} GB",
-            f"ETA {_duration(left)}",
+            f"ETA {duration(left)}",
             "$ unknown" if totals.usd is None else f"${totals.usd:.4f}",
         ]
         if skipped:
@@ -150,7 +148,7 @@ class Progress:
             self._say(line)
         self._tracker.metrics(
             {
-                **{name.replace(".", "/"): value for name, value in mean.items()},
+                **{name.replace(".", "/"): value for name, value in mean.items() if finite},
                 "lr": rate,
                 "pairs_per_second": self.pairs_per_second,
                 "data_wait_share": waited / seconds,
@@ -167,13 +165,16 @@ class Progress:
             self._file.close()
 
 
+def keys_sum(keys: Iterable[str]) -> int:
+    """Sum of the keys' 64-bit hashes, as an int64: that of a batch is the same however ranks share it."""
+    hashes = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    total = sum(int.from_bytes(value, "big") for value in hashes) % 2**64
+    return total - 2**64 if total >= 2**63 else total
+
+
 def _short(mean: dict[str, float]) -> str:
     names = {"contrast": "contrast", "distillation": "kd"}
     return ", ".join(f"{short} {mean[name]:.3f}" for name, short in names.items() if name in mean)
-
-
-def _finite(values: list[float]) -> bool:
-    return all(math.isfinite(value) for value in values)
 
 
 def _memory_gb() -> float:
@@ -182,9 +183,3 @@ def _memory_gb() -> float:
     import psutil
 
     return float(psutil.Process().memory_info().rss) / 1e9
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -17,6 +19,9 @@ from ssmke.errors import SSMKEError
 from ssmke.objectives.gather import rank, world_size
 
 T = TypeVar("T")
+_LOST_PEER = re.compile(
+    r"gloo|nccl|connection|broken pipe|socket|process group|peer|timed? ?out", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,37 @@ def on_rank_zero(function: Callable[[], T]) -> T:
         raise outcome[1]
     result: T = outcome[0]
     return result
+
+
+def on_all_ranks(function: Callable[[], T]) -> list[T]:
+    """Runs ``function`` on every rank and gives all results to all, or the first `SSMKEError` (collective).
+
+    What one node lacks, a folder that is not shared, is so an error that names the node, and no rank waits for it.
+    """
+    mine: tuple[T | None, SSMKEError | None]
+    try:
+        mine = function(), None
+    except SSMKEError as error:
+        mine = None, error
+    outcomes = [mine]
+    if world_size() > 1:
+        located = (*mine, socket.gethostname())
+        gathered: list[Any] = [located] * world_size()
+        dist.all_gather_object(gathered, located)
+        for number, (_, failure, host) in enumerate(gathered):
+            if failure is not None:
+                failure.args = (f"rank {number} on {host}: {failure}" if number > 0 else str(failure),)
+                failure.told = rank() != 0
+        outcomes = [(result, failure) for result, failure, _ in gathered]
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
+    return [cast(T, result) for result, _ in outcomes]
+
+
+def is_lost_peer(failure: BaseException) -> bool:
+    """Whether ``failure`` is how a backend reports that another rank, or the way to it, is gone."""
+    return isinstance(failure, RuntimeError) and _LOST_PEER.search(str(failure)) is not None
 
 
 def barrier() -> None:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import logging
+import shlex
+from contextlib import suppress
 from typing import Any
 
-from rich.console import Console
-
+from ssmke.console import CleanConsole
 from ssmke.cost.dashboard import FILE, page_of
 from ssmke.evaluation.retrieval import RetrievalMetrics, retrieval_table
 from ssmke.recipes import Recipe
+from ssmke.screen import clean
 from ssmke.tracking import Tracker
+from ssmke.tracking.standing import ui_command
 from ssmke.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
+
+
+def print_line(line: str) -> None:
+    """Prints ``line`` at once; a log on a full disk loses lines, it does not end a run."""
+    with suppress(OSError):
+        print(clean(line), flush=True)
 
 
 def closing_table(
     recipe: Recipe, run: RunFolder, tracker: Tracker, metrics: RetrievalMetrics, results: dict[str, Any]
 ) -> None:
     """Prints retrieval against chance, throughput, cost, where everything lies, and the next command."""
-    console = Console(width=None if Console().is_terminal else 120)
+    console = CleanConsole(width=None if CleanConsole().is_terminal else 120)
     split = recipe.data.eval_split
+    measured = (recipe.data.eval_places or recipe.data.places)[0]
     console.print()
     console.print(
         retrieval_table(
@@ -42,10 +52,22 @@ def closing_table(
         ("run", str(run.path)),
         ("model", str(run.model)),
         ("checkpoints", str(run.checkpoints)),
-        ("MLflow", f"mlflow ui --backend-store-uri {tracker.uri}" if tracker.enabled else "off"),
+        ("MLflow", ui_command(tracker.uri) if tracker.uri is not None else "off"),
         (
             "next",
-            f"ssmke evaluate retrieval --model {run.model} --data {recipe.data.shards[0]} --split {split}",
+            shlex.join(
+                [
+                    "ssmke",
+                    "evaluate",
+                    "retrieval",
+                    "--model",
+                    f"{run.model}",
+                    "--data",
+                    measured,
+                    "--split",
+                    split,
+                ]
+            ),
         ),
     ):
         # Unwrapped, so that a path or command can be copied whole.

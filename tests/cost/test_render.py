@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ssmke.cost.prices.file import load_prices
@@ -363,6 +363,8 @@ def test_markdown_escapes_names_and_keeps_its_columns(workspace: Path) -> None:
 
 
 @given(st.text())
+@example("://")
+@example("HTTPS://www.example.com")
 def test_markdown_text_opens_nothing(text: str) -> None:
     left = re.sub(r"\\.|&(?:amp|lt|gt|#\d\d);", "", markdown.escaped(text))
     assert not re.search(r"[\\`*_\[\]|<>~$!#&@]", left)

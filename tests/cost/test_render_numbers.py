@@ -79,11 +79,6 @@ def test_hours_and_intervals() -> None:
     assert numbers.rate(Decimal("2")) == "$2.00"
 
 
-def test_a_share_that_is_there_is_not_zero() -> None:
-    assert numbers.percent(0.0001) == "<0.1 %"
-    assert numbers.percent(0.9123) == "91.2 %"
-
-
 def test_energy_says_its_error_and_how_much_of_it_was_measured() -> None:
     whole = Usage(device_ns=HOUR_NS, energy_mj=3_600_000_000, energy_ns=HOUR_NS, energy_error_mj=180_000_000)
     assert numbers.energy(whole) == "1 kWh ±5 %"

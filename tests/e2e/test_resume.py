@@ -10,10 +10,9 @@ import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.e2e.runs import ZERO2, Pretrain, Run, environment, start
+from tests.e2e.runs import ROOT, ZERO2, Pretrain, Run, environment, start
 
 pytestmark = pytest.mark.e2e
 
@@ -53,14 +52,24 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert [line["loss"] for line in run.metrics] == [line["loss"] for line in unbroken.metrics]
 
 
-def test_another_number_of_ranks_is_refused_with_the_way_out(stopped: Path, pretrain: Pretrain) -> None:
-    shutil.copytree(stopped, stopped.with_name("world"))
-    run = pretrain("--resume", "auto", folder="world", ranks=0, code=2)
-    assert "written by 2 ranks" in run.output
-    assert "ds_to_universal" in run.output
+def test_one_rank_goes_on_with_states_in_host_memory_after_a_kill_in_the_conversion(
+    stopped: Path, pretrain: Pretrain, unbroken: Run
+) -> None:
+    folder = shutil.copytree(stopped, stopped.with_name("world"))
+    left = folder / "checkpoints" / ".step-00000011.converted"  # as a kill leaves it
+    left.mkdir()
+    (left / "rest.pt").write_bytes(b"half a fi")
+    run = pretrain(
+        "--resume", "auto", folder="world", ranks=0, config=ROOT / "ds_configs" / "zero2_offload.json"
+    )
+    assert "step-00000011 of 2 ranks with ZeRO-2 goes on with 1 rank and ZeRO-2: converted in" in run.output
+    assert not left.exists()
+    for key in ("step", "keys", "lr"):
+        assert [line[key] for line in run.metrics] == [line[key] for line in unbroken.metrics], key
+    assert run.losses == pytest.approx(unbroken.losses, rel=2e-4)
 
 
-@pytest.mark.parametrize("target", ["the launcher", "one rank", "every process"])
+@pytest.mark.parametrize("target", ["the launcher", "every process", "a notice"])
 def test_sigterm_finishes_the_step_saves_and_ends(target: str, flags: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "terminated"
     more = [
@@ -73,6 +82,9 @@ def test_sigterm_finishes_the_step_saves_and_ends(target: str, flags: list[str],
         "--data.stream.workers",
         "1",
     ]
+    notice = tmp_path / "leave"
+    if target == "a notice":
+        more += ["--faults.preemption", str(notice)]
     process = subprocess.Popen(
         start(ZERO2, 2, [*flags, *more]),
         stdout=subprocess.PIPE,
@@ -88,13 +100,10 @@ def test_sigterm_finishes_the_step_saves_and_ends(target: str, flags: list[str],
         time.sleep(0.1)
     if target == "the launcher":
         process.send_signal(signal.SIGTERM)
-    elif target == "every process":  # as a container's or SLURM's end does
+    elif target == "a notice":
+        notice.touch()
+    else:  # as a container's or SLURM's end does
         os.killpg(process.pid, signal.SIGTERM)
-    else:
-        ranks = [
-            p for p in psutil.Process(process.pid).children(recursive=True) if "--local_rank=1" in p.cmdline()
-        ]
-        ranks[0].send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=90)
     assert "stopped by" in output
     assert "Traceback" not in output

@@ -1,4 +1,7 @@
-"""A training that is killed and resumed is accounted like one that was not (20 kills: `benchmarks/kills.py`)."""
+"""A training that is hurt in every kind of place ends as the one that was not, in what it learnt and in what it cost.
+
+Many more: ``python -m benchmarks.faults``; the accounts of 20 kills: ``python -m benchmarks.kills``.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,36 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kills import compare
-from ssmke.cost.ledger.outcomes import OUTCOMES
-from ssmke.cost.ledger.usage import Usage
+from benchmarks.faults.attempts import tiny
+from benchmarks.faults.campaign import Campaign, Fault
 from ssmke.cost.report import report
 
 pytestmark = pytest.mark.e2e
 
+FAULTS = (
+    Fault("targets", "SIGKILL", "rank 1"),
+    Fault("set-up", "SIGINT", "group"),
+    Fault("training", "SIGTERM", "rank 1"),
+    Fault("writing", "SIGKILL", "rank 0"),
+    Fault("pruning", "SIGKILL", "group"),
+    Fault("ending", "SIGTERM", "launcher"),
+)
 
-def test_useful_time_of_a_killed_run_is_that_of_the_unbroken_one(flags: list[str], tmp_path: Path) -> None:
-    more = ["--optim.epochs", "6", "--log-every", "2"]
-    result = compare([*flags, *more], tmp_path, kills=5, pace_s=0.5)
-    # Steps keep their pace whatever the machine does; what else takes its time (set-up, checkpoints) does not.
-    assert result.unbroken.phases["train"] / 1e9 >= 48 * 0.5
-    assert abs(result.off_s("train")) <= result.allowed_s + 0.05 * 48 * 0.5
-    assert sum(result.outcomes.values(), Usage()) == result.paid
-    assert sum(result.outcomes[name].device_ns for name in OUTCOMES) == result.paid.device_ns
-    assert result.outcomes["failed"].device_ns > 0  # set-up that was paid again
-    [killed] = [run for run in report(tmp_path).runs if run.name == "killed"]
-    assert [a.outcome for a in killed.attempts] == ["no end"] * 5 + ["finished"]
-    assert killed.final.device_ns < killed.usage.device_ns
+
+def test_one_fault_in_every_place_changes_nothing(tmp_path: Path) -> None:
+    campaign = Campaign(tmp_path, tiny(tmp_path, 2), pace_s=0.25)
+    hurt = campaign.lineage("hurt", FAULTS, campaign.unbroken())
+    assert hurt.problems == []
+    assert [injury.fault for injury in hurt.injuries] == list(FAULTS)
+    for injury in hurt.injuries:
+        if injury.fault.signal != "SIGKILL":
+            assert injury.tracebacks == [], injury
+            assert injury.lost_steps == 0, injury
+    # `problems` has the sums and the useful seconds; here, that the report tells the same story.
+    assert hurt.accounts is not None
+    assert hurt.accounts.outcomes["failed"].device_ns > 0  # set-up that was paid again
+    [told] = [run for run in report(tmp_path / "hurt").runs if run.name == "run"]
+    ledgers = sum(injury.ledger is not None for injury in hurt.injuries)
+    assert len(told.attempts) in (ledgers, ledgers + 1)
+    assert told.attempts[-1].outcome == "finished"
+    assert told.final.device_ns < told.usage.device_ns

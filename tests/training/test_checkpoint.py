@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +17,7 @@ from ssmke.data.shards import file_sha256
 from ssmke.errors import CheckpointError, ConfigError
 from ssmke.models.student import SSMKE
 from ssmke.objectives.pretraining import LossConfig, SSMKEPretraining
-from ssmke.training import checkpoint
+from ssmke.training import checkpoint, checkpoint_files
 from ssmke.training.checkpoint import COMPLETE, CheckpointConfig, Progress
 
 
@@ -66,7 +69,7 @@ def test_damage_is_said_and_the_one_before_is_used(damage: str, tmp_path: Path) 
 def test_what_lies_after_the_step_that_a_run_went_back_to_is_removed(tmp_path: Path) -> None:
     for step in (5, 9, 20):
         write(tmp_path, step)
-    checkpoint._remove_from(tmp_path, 9)
+    checkpoint_files.remove_from(tmp_path, 9)
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000005"]
 
 
@@ -74,8 +77,94 @@ def test_only_the_newest_complete_ones_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write(tmp_path, step)
     write(tmp_path, 2_000, complete=False)
-    checkpoint._prune(tmp_path, keep=2)
-    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-00000002", "step-00000003"]
+    left = tmp_path / ".step-00000002.converted"
+    left.mkdir()
+    checkpoint_files.prune(tmp_path, keep=2)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000003"]
+
+
+def completed(folder: Path, step: int) -> Path:
+    """A checkpoint with the mark as it is written today."""
+    path = write(folder, step, complete=False)
+    checkpoint_files.complete(
+        path, Progress(step, step * 10, "lineage"), zero_stage=2, world_size=2, optimizer="AdamW"
+    )
+    return path
+
+
+def test_any_changed_byte_of_the_mark_itself_is_found(tmp_path: Path) -> None:
+    path = completed(tmp_path, 9)
+    whole = (path / COMPLETE).read_bytes()
+    assert checkpoint.read(path).optimizer == "AdamW"
+    for position, byte in enumerate(whole):
+        (path / COMPLETE).write_bytes(whole[:position] + bytes([byte ^ 1]) + whole[position + 1 :])
+        if not whole[position : position + 1].isspace():
+            with pytest.raises(CheckpointError, match="step-00000009"):
+                checkpoint.read(path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "empty folder", "record"])
+def test_a_damaged_one_takes_no_place_of_a_whole_one(damage: str, tmp_path: Path) -> None:
+    completed(tmp_path, 4)
+    path = completed(tmp_path, 8)
+    completed(tmp_path, 12)
+    if damage == "cut":
+        (path / "weights.pt").write_bytes((path / "weights.pt").read_bytes()[:-1])
+    elif damage == "missing":
+        (path / "weights.pt").unlink()
+    elif damage == "empty folder":
+        for file in path.iterdir():
+            file.unlink()
+    else:
+        (path / COMPLETE).write_bytes(b"{}")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        checkpoint_files.prune(tmp_path, keep=2)
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-00000004", "step-00000012"]
+    assert damage == "empty folder" or "step-00000008 is damaged" in str(said[0].message)
+
+
+def test_one_that_was_found_damaged_takes_no_place_either(tmp_path: Path) -> None:
+    completed(tmp_path, 4)
+    path = completed(tmp_path, 8)
+    (path / "weights.pt").write_bytes(bytes(100))  # same size: only its digest tells
+    with pytest.warns(UserWarning, match="step-00000008 is damaged"):
+        found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.progress.step == 4
+    completed(tmp_path, 12)
+    checkpoint_files.prune(tmp_path, keep=2)
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-00000004", "step-00000012"]
+
+
+def test_where_all_are_damaged_nothing_is_begun_again_nor_removed(tmp_path: Path) -> None:
+    for step in (4, 8):
+        (completed(tmp_path, step) / "weights.pt").unlink()
+    for _ in range(2):  # the second attempt finds them set aside
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(CheckpointError, match=r"all checkpoints are damaged .*remove the folder"):
+                checkpoint.newest(tmp_path)
+    checkpoint_files.prune(tmp_path, keep=1)
+    assert len(list(tmp_path.glob("step-*"))) == 2
+
+
+def test_a_read_that_fails_stops_and_does_not_go_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    completed(tmp_path, 4)
+    completed(tmp_path, 8)
+
+    def fails(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(checkpoint_files, "file_sha256", fails)
+    with pytest.raises(CheckpointError, match=r"step-00000008 cannot be read .*Input/output error"):
+        checkpoint.newest(tmp_path)
+    monkeypatch.undo()
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.progress.step == 8
 
 
 class Usage(NamedTuple):

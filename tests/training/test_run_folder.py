@@ -50,6 +50,14 @@ def test_workers_and_logging_may_change_between_attempts(tmp_path: Path) -> None
     assert open_run(changed).path == first.path
 
 
+def test_a_run_from_before_a_field_existed_goes_on_while_the_field_changes_nothing(tmp_path: Path) -> None:
+    first = open_run(recipe(tmp_path))
+    added = {"stream": {"workers": 1}, "shards": ["a"], "curriculum": {"patch_drop": 0.0, "share": 0.8}}
+    assert open_run(recipe(tmp_path, resume="auto", data=added)).path == first.path
+    added["curriculum"] = {"patch_drop": 0.5, "share": 0.8}
+    assert open_run(recipe(tmp_path, resume="auto", data=added)).path != first.path
+
+
 def test_a_named_run_of_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
     first = open_run(recipe(tmp_path))
     with pytest.raises(ConfigError, match=r"optim\.lr is 0\.1 there, 0\.5 here"):

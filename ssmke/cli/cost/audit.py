@@ -14,9 +14,9 @@ from ssmke.cli.cost.report import read
 from ssmke.cli.cost.terminal import write
 from ssmke.cost.audit import WARN, Finding, of_report, of_run, shared_nodes
 from ssmke.cost.render import WIDTH
-from ssmke.cost.render.numbers import counted, money
+from ssmke.cost.render.numbers import money
 from ssmke.cost.report import Report
-from ssmke.cost.words import printable
+from ssmke.words import counted, printable
 
 _NAMED = 3
 

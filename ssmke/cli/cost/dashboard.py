@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ssmke.cli.cost.report import read
     from ssmke.cli.cost.terminal import say
     from ssmke.cost.dashboard import FILE, page_of
-    from ssmke.cost.render.numbers import counted
+    from ssmke.words import counted
 
     if arguments.no_tracking and arguments.tracking_uri:
         raise ConfigError("--no-tracking and --tracking-uri contradict each other: give one of them")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -206,7 +207,7 @@ def one_run(folder: Path) -> RunReport:
 
 def _work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
     from ssmke.cost.estimates.plan import Work
-    from ssmke.cost.words import counted
+    from ssmke.words import counted
 
     for flag, most in (("pairs", MOST_PAIRS), ("epochs", MOST_EPOCHS), ("images", MOST_PAIRS)):
         value = getattr(arguments, flag)
@@ -223,7 +224,7 @@ def _work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
     if arguments.set:
         raise ConfigError("--set changes a recipe: name it with --recipe")
     name = str(like.facts.get("recipe") or like.name)
-    pairs, _, whence = _size(arguments, like, name, None)
+    pairs, _, whence = epoch_size(arguments, like, name, None)
     epochs = arguments.epochs or _epochs_of(like)
     return Work(
         name, pairs * epochs, reasons=(f"{counted(epochs, 'epoch')} of {counted(pairs, 'pair')} ({whence})",)
@@ -233,13 +234,13 @@ def _work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
 def _recipe_work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
     from ssmke.cost.efficiency.flops import per_pair
     from ssmke.cost.estimates.plan import Work
-    from ssmke.cost.words import counted
     from ssmke.models.shapes import shapes_of_recipe
     from ssmke.recipes import parse_recipe
+    from ssmke.words import counted
 
-    fields = [word for field, value in arguments.set or () for word in (f"--{field.lstrip('-')}", value)]
+    fields = recipe_flags(arguments.set or ())
     recipe = parse_recipe(["--recipe", arguments.recipe, *fields], "ssmke-cost forecast --set")
-    pairs, images, whence = _size(arguments, like, recipe.name, recipe)
+    pairs, images, whence = epoch_size(arguments, like, recipe.name, recipe)
     epochs = arguments.epochs or recipe.optim.epochs
     check_count("optim.epochs", epochs, MOST_EPOCHS)
     reasons = [f"{counted(epochs, 'epoch')} of {counted(pairs, 'pair')} ({whence})"]
@@ -269,7 +270,22 @@ def _recipe_work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
     return Work(recipe.name, pairs * epochs, flops.total, cache, tuple(reasons))
 
 
-def _size(
+def recipe_flags(fields: Sequence[Sequence[str]]) -> list[str]:
+    """``--set`` pairs of field and value as training takes them; True and False are switches there."""
+    flags: list[str] = []
+    for field, value in fields:
+        name = field.lstrip("-").replace("_", "-")
+        if value in ("True", "true"):
+            flags.append(f"--{name}")
+        elif value in ("False", "false"):
+            above, _, last = name.rpartition(".")
+            flags.append(f"--{above}.no-{last}" if above else f"--no-{last}")
+        else:
+            flags += [f"--{name}", value]
+    return flags
+
+
+def epoch_size(
     arguments: argparse.Namespace, like: RunReport | None, name: str, recipe: Recipe | None
 ) -> tuple[int, int | None, str]:
     """(pairs of an epoch, images if known, who says so)."""
@@ -278,11 +294,13 @@ def _size(
     noted = None if like is None else like.facts.get("pairs_per_epoch")
     if like is not None and isinstance(noted, int) and 0 < noted <= MOST_PAIRS:
         return noted, arguments.images, f"as {like.name} had"
-    if recipe is not None and all(Path(folder).is_dir() for folder in recipe.data.shards):
+    if recipe is not None and all(Path(folder).is_dir() for folder in recipe.data.places):
         from ssmke.data.dataset import ImageTextShards
+        from ssmke.training.prepare import epoch_order
 
-        shards = ImageTextShards.open(recipe.data.shards, recipe.data.split)
-        return shards.pairs, arguments.images or shards.images, f"in {', '.join(recipe.data.shards)}"
+        shards = ImageTextShards.open(recipe.data.places, recipe.data.split)
+        pairs = epoch_order(recipe, shards).pairs
+        return pairs, arguments.images or shards.images, f"in {', '.join(recipe.data.shards)}"
     raise ConfigError(
         f"--pairs is missing: how many image-text pairs is an epoch of {name}? "
         f"(the published recipe: {PUBLISHED_PAIRS})"

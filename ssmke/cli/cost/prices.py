@@ -20,8 +20,9 @@ from ssmke.cost.prices.catalogue import Catalogue, Price
 from ssmke.cost.prices.days import iso_day, refuse_future, today_utc
 from ssmke.cost.prices.file import read_prices
 from ssmke.cost.prices.imports import Rejection
-from ssmke.cost.words import counted
 from ssmke.errors import ConfigError
+from ssmke.screen import clean
+from ssmke.words import counted
 
 _HEAD = ("--cost.price", "what", "USD/h", "USD/GPU-h", "as of", "confidence")
 
@@ -140,7 +141,7 @@ def _own_rows(
 def _check(arguments: argparse.Namespace) -> int:
     found, problems = read_prices(arguments.file)
     for problem in problems:
-        print(problem)
+        print(clean(problem))
     grades = Counter(p.confidence for p in found.prices)
     dates = sorted(p.as_of for p in found.prices if p.as_of is not None)
     span = f", {dates[0]} to {dates[-1]}" if dates else ""
@@ -179,7 +180,7 @@ def _import(arguments: argparse.Namespace) -> int:
     for reason, rejected in _by_reason(found.rejected):
         names = list(dict.fromkeys(r.name for r in rejected))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        print(f"{_ranges(r.line for r in rejected)}: {', '.join(names[:3])}{more}: {reason}")
+        print(clean(f"{_ranges(r.line for r in rejected)}: {', '.join(names[:3])}{more}: {reason}"))
     replaced = price_import.write_merged(arguments.out, found.prices) if found.prices else 0
     print(
         f"{arguments.out}: {counted(len(found.prices), 'price')} added"

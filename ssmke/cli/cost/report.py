@@ -11,9 +11,9 @@ from pathlib import Path
 from ssmke.cli.cost.folder import add_folder, add_prices, catalogue_of, folder_of
 from ssmke.cli.cost.terminal import say, write
 from ssmke.cost.render import FORMATS, WIDTH, render
-from ssmke.cost.render.numbers import counted
 from ssmke.cost.report import Report, report
 from ssmke.errors import ConfigError
+from ssmke.words import counted
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

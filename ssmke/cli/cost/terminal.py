@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
-from ssmke.cost.words import printable
+from ssmke.words import printable
 
 
 def write(text: str) -> None:

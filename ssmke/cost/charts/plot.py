@@ -16,8 +16,8 @@ from ssmke.cost.charts.labels import place
 from ssmke.cost.charts.scatter import label
 from ssmke.cost.charts.svg import shorten
 from ssmke.cost.published.pareto import Panel, Point
-from ssmke.cost.words import printable
 from ssmke.errors import ConfigError, DataError
+from ssmke.words import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ssmke.cost.charts.axes import Axis
-from ssmke.cost.words import printable
+from ssmke.words import printable
 
 _SIZE = 1000  # units of the stretched viewBox, either way
 

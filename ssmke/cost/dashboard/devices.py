@@ -10,7 +10,8 @@ from ssmke.cost.charts.timeline import Timeline, Track
 from ssmke.cost.dashboard.page import Tile, pair, section
 from ssmke.cost.dashboard.words import clock
 from ssmke.cost.ledger.usage import Usage
-from ssmke.cost.render.numbers import energy, percent
+from ssmke.cost.render.numbers import energy
+from ssmke.words import percent
 
 MOST = 8
 _BESIDE = 4

@@ -1,7 +1,7 @@
 """The shell of a page and its few building blocks: one HTML file, nothing fetched, no script.
 
-The page carries its own content policy (nothing but its inline styles), so that even a mistake in escaping
-could not run or load anything; it works in MLflow's sandboxed artifact frame and from a disk. Arguments named
+The page carries its own content policy (nothing but its one style element), so that even a mistake in escaping
+could not run, load or restyle anything; it works in MLflow's sandboxed artifact frame and from a disk. Arguments named
 ``text`` are escaped here, those named ``html`` were by whoever made them.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssmke.cost.charts.svg import escape
+from ssmke.cost.render.policy import head, without_style_attributes
 
 STYLE = Path(__file__).parents[1] / "data" / "dashboard.css"
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Column:
 
 def page(title: str, eyebrow: str, html_sub: str, html_body: str, footer: str) -> str:
     """A whole document."""
-    style = STYLE.read_text(encoding="utf-8")
+    html_body, rules = without_style_attributes(html_body)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f"{head(STYLE.read_text(encoding='utf-8') + rules)}"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
-        f"<style>\n{style}</style>\n</head>\n<body>\n<header><p class="
+        f"</head>\n<body>\n<header><p class="
         f'"eyebrow">{escape(eyebrow)}</p><h1>{escape(title)}</h1><p class="sub">{html_sub}</p></header>\n'
         f"{html_body}\n<footer>{escape(footer)}</footer>\n</body>\n</html>\n"
     )

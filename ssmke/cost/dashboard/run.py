@@ -30,9 +30,10 @@ from ssmke.cost.dashboard.words import (
 from ssmke.cost.ledger.reader import Series
 from ssmke.cost.published.baselines import Baseline
 from ssmke.cost.published.pareto import Panel, eval_set_of, panels
-from ssmke.cost.render.numbers import counted, energy, hours, percent
+from ssmke.cost.render.numbers import energy, hours
 from ssmke.cost.render.own import unread_text
 from ssmke.cost.report import Attempt, RunReport, Unread
+from ssmke.words import counted, percent
 
 _MOST_ATTEMPTS = 30
 

@@ -9,8 +9,9 @@ from decimal import Decimal
 from ssmke.cost.charts.svg import Part
 from ssmke.cost.ledger.outcomes import OUTCOMES
 from ssmke.cost.ledger.usage import HOUR_NS, Usage
-from ssmke.cost.render.numbers import AT_LEAST, count, hours, money, percent
+from ssmke.cost.render.numbers import AT_LEAST, count, hours, money
 from ssmke.cost.report import RunReport
+from ssmke.words import percent
 
 # Bottom of a stacked chart first: what training is for, then what it needs, then what only costs.
 PHASES = {

@@ -33,9 +33,10 @@ from ssmke.cost.ledger.outcomes import OUTCOMES
 from ssmke.cost.ledger.reader import Series
 from ssmke.cost.ledger.usage import Usage
 from ssmke.cost.published.pareto import EvalSet, eval_set_of, panels
-from ssmke.cost.render.numbers import counted, energy, hours, percent
+from ssmke.cost.render.numbers import energy, hours
 from ssmke.cost.render.own import unread_text
 from ssmke.cost.report import Report, RunReport
+from ssmke.words import counted, percent
 
 MOST_RUNS = 40
 MOST_TRACKED = 6

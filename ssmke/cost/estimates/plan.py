@@ -30,8 +30,8 @@ from ssmke.cost.estimates.whatif import (
 from ssmke.cost.ledger.usage import HOUR_NS
 from ssmke.cost.prices.rent import Rent
 from ssmke.cost.report import RunReport
-from ssmke.cost.words import counted
 from ssmke.errors import ConfigError
+from ssmke.words import counted
 
 MFU = Interval(0.20, 0.30, 0.45)
 MFU_WHY = (

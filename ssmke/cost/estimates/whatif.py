@@ -22,8 +22,8 @@ from ssmke.cost.ledger.reader import ENERGY_ERROR
 from ssmke.cost.ledger.usage import HOUR_NS, Usage
 from ssmke.cost.prices.rent import Rent
 from ssmke.cost.report import RunReport
-from ssmke.cost.words import counted
 from ssmke.errors import ConfigError
+from ssmke.words import counted
 
 SCALED = ("train", "evaluation", "target_cache")
 """Phases in which the GPU works; the others are the host's and the disk's time."""

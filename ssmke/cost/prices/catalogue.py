@@ -22,7 +22,7 @@ from ssmke.cost.prices.lines import Line
 from ssmke.cost.prices.own import OwnHardware
 from ssmke.cost.prices.rates import Rate
 from ssmke.cost.prices.rows import COLUMNS, ON_DEMAND, TIERS, Price, PriceError, read
-from ssmke.cost.words import counted
+from ssmke.words import counted
 
 __all__ = [
     "CATALOGUE",

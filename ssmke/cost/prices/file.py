@@ -24,7 +24,7 @@ from ssmke.cost.prices.own import own_of
 from ssmke.cost.prices.rates import Rate, currency_code
 from ssmke.cost.prices.rows import Price, PriceError, contents, contradictions, price_of, read
 from ssmke.cost.prices.toml_entry import Entry
-from ssmke.cost.words import counted
+from ssmke.words import counted
 
 if sys.version_info >= (3, 11):
     import tomllib

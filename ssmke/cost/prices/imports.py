@@ -27,7 +27,7 @@ from ssmke.cost.efficiency import devices
 from ssmke.cost.prices.catalogue import Catalogue
 from ssmke.cost.prices.rows import COLUMNS, Price, PriceError, price_of, read, row_of
 from ssmke.cost.prices.sources import MARKETS, Offer, number, plain, read_offers
-from ssmke.cost.words import counted
+from ssmke.words import counted
 
 # Two observations of a price within a month that differ by more than a quarter: one of them is wrong.
 _NEAR_DAYS, _FAR = 31, Decimal("0.25")

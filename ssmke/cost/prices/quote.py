@@ -22,7 +22,7 @@ from ssmke.cost.prices.catalogue import ON_DEMAND, Catalogue, Price, PriceError
 from ssmke.cost.prices.own import OwnHardware
 from ssmke.cost.prices.rates import micro, plausible
 from ssmke.cost.probes.probe import Device
-from ssmke.cost.words import counted
+from ssmke.words import counted
 
 FLAG = "--cost.price"
 """Where a price is chosen, unless the caller says otherwise: messages name it."""

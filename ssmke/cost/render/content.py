@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from ssmke.cost.prices.catalogue import Price
 from ssmke.cost.published.baselines import BASES, Baseline, published_saving
 from ssmke.cost.published.thesis import Thesis, inconsistencies, load_thesis, per_device
-from ssmke.cost.render.numbers import AT_LEAST, count, hours, hours_span, money, money_span, percent, rate
+from ssmke.cost.render.numbers import AT_LEAST, count, hours, hours_span, money, money_span, rate
 from ssmke.cost.render.own import own_runs
 from ssmke.cost.render.parts import Column, Marks, Section, Table
+from ssmke.words import percent
 
 if TYPE_CHECKING:
     from ssmke.cost.report import Report

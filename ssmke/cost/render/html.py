@@ -1,7 +1,7 @@
 """The report as one HTML page: no script, no external resource, light and dark by the reader's setting.
 
 Wide tables scroll within themselves, so the page itself never does sideways, down to a phone. A content security
-policy forbids everything but the inline style, should an escape ever be missed.
+policy (`ssmke.cost.render.policy`) forbids everything but this one style, should an escape ever be missed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from ssmke.cost.render.content import sections
 from ssmke.cost.render.parts import Section, Table
-from ssmke.cost.words import printable
+from ssmke.cost.render.policy import head
+from ssmke.words import printable
 
 if TYPE_CHECKING:
     from ssmke.cost.report import Report
@@ -42,9 +43,9 @@ def render(report: Report, *, full: bool = False) -> str:
     body = "\n".join(_section(s) for s in sections(report, full=full))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        f"{head(_STYLE)}"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Training cost</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>Training cost</h1>\n"
+        "<title>Training cost</title>\n</head>\n<body>\n<h1>Training cost</h1>\n"
         f"{body}\n</body>\n</html>\n"
     )
 

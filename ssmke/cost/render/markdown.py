@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ssmke.cost.render.content import sections
 from ssmke.cost.render.parts import Section, Table
-from ssmke.cost.words import printable
+from ssmke.words import printable
 
 if TYPE_CHECKING:
     from ssmke.cost.report import Report
@@ -22,7 +22,7 @@ def escaped(text: str) -> str:
     safe = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     safe = re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", safe)
     return re.sub(
-        r"(?i)(https?|ftp)://|www\.|@",
+        r"(?i)://|www\.|@",
         lambda m: m[0].replace(":", "&#58;").replace(".", "&#46;").replace("@", "&#64;"),
         safe,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING
 
-from ssmke.cost.words import counted as counted
+from ssmke.words import percent
 
 if TYPE_CHECKING:
     from ssmke.cost.ledger.usage import Usage
@@ -83,11 +83,6 @@ def hours_span(span: tuple[Decimal, Decimal] | None) -> str:
         return UNKNOWN
     low, high = hours(span[0]), hours(span[1])
     return low if low == high else f"{low} to {high}"
-
-
-def percent(share: float) -> str:
-    """ "91.2 %"; what is there at all is never "0.0 %"."""
-    return "<0.1 %" if 0 < share < 0.0005 else f"{share:.1%}".replace("%", " %")
 
 
 def energy(usage: Usage, *, unit: bool = True) -> str:

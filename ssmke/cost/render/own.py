@@ -10,18 +10,9 @@ from typing import TYPE_CHECKING
 from ssmke.cost.ledger.outcomes import OUTCOMES
 from ssmke.cost.ledger.usage import Usage
 from ssmke.cost.phases import PHASES
-from ssmke.cost.render.numbers import (
-    AT_LEAST,
-    UNKNOWN,
-    count,
-    counted,
-    energy,
-    hours,
-    money,
-    money_short,
-    percent,
-)
+from ssmke.cost.render.numbers import AT_LEAST, UNKNOWN, count, energy, hours, money, money_short
 from ssmke.cost.render.parts import Column, Marks, Section, Table
+from ssmke.words import counted, percent
 
 if TYPE_CHECKING:
     from ssmke.cost.report import Report, RunReport, Unread

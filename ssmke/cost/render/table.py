@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from ssmke.cost.render.content import sections
 from ssmke.cost.render.parts import Column, Section, Table
-from ssmke.cost.words import printable
+from ssmke.words import printable
 
 if TYPE_CHECKING:
     from ssmke.cost.report import Report
