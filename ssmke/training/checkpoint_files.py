@@ -146,15 +146,15 @@ def remove_from(folder: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Leaves the newest ``keep`` whole checkpoints and nothing else.
+def prune(folder: Path, keep: int, newest: Path | None = None) -> None:
+    """Leaves the newest ``keep`` whole checkpoints and nothing else; what is newer than ``newest`` is not looked at.
 
     Whole is what has all its files in full length: reading them all again with every save would cost as much as the
     save. A changed byte is found when a run goes on.
     """
     for left in folder.glob(".step-*.converted"):
         shutil.rmtree(left, ignore_errors=True)
-    paths = sorted(folder.glob("step-*"))
+    paths = sorted(path for path in folder.glob("step-*") if newest is None or path.name <= newest.name)
     whole = [path for path in paths if (path / COMPLETE).exists() and _has_all(path)]
     if not whole:
         return

@@ -49,6 +49,7 @@ def test_resuming_before_the_switch_repeats_the_unbroken_run(pretrain: Pretrain,
         assert [line[key] for line in run.metrics] == [line[key] for line in whole.metrics], key
 
 
+@pytest.mark.long
 def test_zero3_accumulation_and_checkpointing_give_the_same_losses(
     pretrain: Pretrain, whole: Run, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from tests.e2e.runs import ROOT, ZERO2, Pretrain, Run, environment, start
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.parametrize("stop", [3, 8])
+@pytest.mark.parametrize("stop", [3, pytest.param(8, marks=pytest.mark.long)])
 def test_resuming_after_any_step_repeats_the_unbroken_run(
     stop: int, pretrain: Pretrain, unbroken: Run
 ) -> None:

@@ -56,6 +56,7 @@ def wait(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: P
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_a_cable_that_is_plugged_in_again_changes_nothing(
     hosts: TwoHosts, flags: list[str], pretrain: Pretrain, tmp_path: Path
 ) -> None:

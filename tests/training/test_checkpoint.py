@@ -83,6 +83,17 @@ def test_only_the_newest_complete_ones_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000003"]
 
 
+def test_going_on_removes_what_a_kill_before_pruning_left(tmp_path: Path) -> None:
+    for step in (4, 8, 12, 16):
+        completed(tmp_path, step)
+    checkpoint_files.prune(tmp_path, 2, newest=tmp_path / "step-00000012")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "step-00000008",
+        "step-00000012",
+        "step-00000016",
+    ]
+
+
 def completed(folder: Path, step: int) -> Path:
     """A checkpoint with the mark as it is written today."""
     path = write(folder, step, complete=False)
