@@ -148,6 +148,24 @@ def profile(
     return _plot("".join(parts), label, height, bare=not ticks)
 
 
+def lines(
+    x: Axis,
+    y: Axis,
+    series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]],
+    *,
+    label: str,
+    height: int = 280,
+) -> str:
+    """Several quantities over the same axis; ``series``: (CSS class, name, points)."""
+    paths = [
+        f'<path class="line {kind}" d="{_path([(x.at(a), y.at(b)) for a, b in points])}">'
+        f"<title>{escape(name)}</title></path>"
+        for kind, name, points in series
+        if points
+    ]
+    return _plot(_grid(x, y) + _stretched(paths), label, height)
+
+
 def bar(parts: Iterable[Part], label: str) -> str:
     """Shares of one whole side by side; a piece too thin to see is still 2 px wide."""
     pieces = "".join(

@@ -40,12 +40,16 @@ tr.sum td { border-top: 2px solid var(--line); font-weight: 600; }
 
 
 def render(report: Report, *, full: bool = False) -> str:
-    body = "\n".join(_section(s) for s in sections(report, full=full))
+    return page("Training cost", "\n".join(section(s) for s in sections(report, full=full)))
+
+
+def page(title: str, body: str, style: str = "") -> str:
+    """A whole page around ``body``, which is HTML; ``style``: more CSS than that of text and tables."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"{head(_STYLE)}"
+        f"{head(_STYLE + style)}"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<title>Training cost</title>\n</head>\n<body>\n<h1>Training cost</h1>\n"
+        f"<title>{escaped(title)}</title>\n</head>\n<body>\n<h1>{escaped(title)}</h1>\n"
         f"{body}\n</body>\n</html>\n"
     )
 
@@ -55,10 +59,13 @@ def escaped(text: str) -> str:
     return escape(printable(text), quote=True)
 
 
-def _section(section: Section) -> str:
+def section(section: Section, more: str = "") -> str:
+    """A section as HTML; ``more``: HTML that goes below its table."""
     parts = [f"<section>\n<h2>{escaped(section.title)}</h2>"]
     if section.table is not None:
         parts.append(f'<div class="wide">\n{_table(section.table)}\n</div>')
+    if more:
+        parts.append(more)
     for name, texts in (("notes legend", section.legend), ("notes", section.notes)):
         if texts:
             items = "\n".join(f"<li>{escaped(text)}</li>" for text in texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ssmke.cost.render.content import sections
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def render(report: Report, *, full: bool = False) -> str:
-    return "\n".join("\n".join(_section(s)) + "\n" for s in sections(report, full=full))
+    return document(sections(report, full=full))
+
+
+def document(parts: Iterable[Section]) -> str:
+    """Sections below each other."""
+    return "\n".join("\n".join(_section(part)) + "\n" for part in parts)
 
 
 def escaped(text: str) -> str:

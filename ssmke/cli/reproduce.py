@@ -1,0 +1,208 @@
+"""`ssmke reproduce`: run a published table again, and put ours beside it.
+
+    ssmke reproduce distillation --scale scenes --plan    # which runs, hours and dollars; nothing is started
+    ssmke reproduce all --scale scenes                    # plan, run or go on, report
+
+Everything lies below `--out`: run folders, logs, scores, report.html and report.md. Models that several tables share
+are trained once, and the target cache of a data set is built once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssmke.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssmke.reproduce.steps import Places, Step
+    from ssmke.reproduce.variants import ScaleName, Table
+
+MEASURED = Path(__file__).parents[1] / "reproduce" / "measured.json"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs ``ssmke reproduce ARGV``; gives the exit code.
+
+    Raises:
+        SSMKEError: what the user has to change; the caller prints it.
+    """
+    from ssmke.reproduce.steps import Places, require_data, steps_of
+    from ssmke.reproduce.variants import SCALES, TABLES, table
+
+    parser = argparse.ArgumentParser(prog="ssmke reproduce", description="Run published tables again.")
+    known = "; ".join(f"{name}: {found.title.lower()}" for name, found in TABLES.items())
+    parser.add_argument("table", help=f"all, or one of {known}")
+    parser.add_argument(
+        "--scale", choices=SCALES, default="scenes", help="what it is run on (default: scenes)"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help="folder of the data folders (default: data)"
+    )
+    parser.add_argument("--out", type=Path, help="folder for runs and report (default: runs/reproduce-SCALE)")
+    parser.add_argument(
+        "--plan", action="store_true", help="say what would run, how long and for how much; run nothing"
+    )
+    parser.add_argument("--report", action="store_true", help="only write the report of what has run")
+    parser.add_argument("--device", help="for the plan: hardware to reckon with, e.g. RTX4090")
+    parser.add_argument("--devices", type=int, default=1, help="for the plan: how many of them (default: 1)")
+    parser.add_argument("--ranks", type=int, help="processes of a run (default: every GPU, or 2 on a CPU)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all runs (default: 0)")
+    parser.add_argument(
+        "--set", nargs=2, action="append", default=[], metavar=("FIELD", "VALUE"),
+        help="a field of every recipe, as training takes it: --set optim.epochs 1",
+    )  # fmt: skip
+    arguments = parser.parse_args(list(argv))
+    chosen = list(TABLES.values()) if arguments.table == "all" else [table(arguments.table)]
+    scale: ScaleName = arguments.scale
+    places = Places(arguments.out or Path("runs") / f"reproduce-{scale}", arguments.data)
+    from ssmke.cli.cost.forecast import recipe_flags
+
+    more = recipe_flags(arguments.set)
+    steps = steps_of(chosen, scale, places, more, arguments.seed)
+    ranks = _ranks(arguments.ranks)
+    if not arguments.report:
+        _print_plan(steps, scale, places, arguments)
+        if arguments.plan:
+            return 0
+        if scale == "scenes":
+            _render_scenes(places)
+        require_data(scale, places)
+        from ssmke.reproduce.running import run_steps
+
+        run_steps(steps, places.root, ranks, _say)
+    command = f"ssmke reproduce {shlex.join(argv)}"
+    _write_report(chosen, scale, places, command)
+    return 0
+
+
+def _print_plan(
+    steps: Sequence[Step], scale: ScaleName, places: Places, arguments: argparse.Namespace
+) -> None:
+    from ssmke.reproduce.steps import recipe_flags
+    from ssmke.reproduce.variants import SCALE, VARIANTS
+
+    trainings = [step for step in steps if step.launches]
+    done = sum(step.result.exists() for step in steps)
+    _say(
+        f"{len(trainings)} trainings and {len(steps) - len(trainings)} evaluations at scale {scale}; {done} done before"
+    )
+    if arguments.device is None:
+        _say(_measured(steps, scale))
+        return
+    from ssmke.cli.cost import forecast
+
+    low = high = usd_low = usd_high = 0.0
+    priced = True
+    chooser = argparse.ArgumentParser()
+    forecast.add(chooser.add_subparsers())
+    for step in trainings:
+        flags = recipe_flags(step.variant, scale)
+        at = flags.index("--recipe")
+        recipe, own = flags[at + 1], [*flags[:at], *flags[at + 2 :]]
+        estimate = forecast.forecast(
+            chooser.parse_args(
+                ["forecast", "--recipe", recipe, *_as_sets(own, arguments.set), "--pairs", str(SCALE[scale].pairs),
+                 "--images", str(SCALE[scale].images), "--device", arguments.device,
+                 "--devices", str(arguments.devices)]
+            )
+        )  # fmt: skip
+        hours, usd = estimate.hours, estimate.usd
+        _say(
+            f"  {VARIANTS[step.variant].name:<42} {hours.low:8.2f} to {hours.high:8.2f} h   "
+            + ("no price known" if usd is None else f"${usd[0]:,.2f} to ${usd[2]:,.2f}")
+        )
+        low, high = low + hours.low, high + hours.high
+        if usd is None:
+            priced = False
+        else:
+            usd_low, usd_high = usd_low + float(usd[0]), usd_high + float(usd[2])
+    dollars = f"${usd_low:,.2f} to ${usd_high:,.2f}" if priced else "no price known"
+    _say(
+        f"  {'all of them':<42} {low:8.2f} to {high:8.2f} h   {dollars}\n"
+        "Each with a target cache of its own: what is shared makes it less. Evaluations are not in it."
+    )
+
+
+def _measured(steps: Sequence[Step], scale: ScaleName) -> str:
+
+    known = json.loads(MEASURED.read_text(encoding="utf-8")).get(scale) if MEASURED.exists() else None
+    if known is None:
+        return "how long: give --device NAME to reckon with hardware; nobody has measured this scale yet"
+    seconds = [known["seconds"].get(step.name) for step in steps if not step.result.exists()]
+    missing = sum(value is None for value in seconds)
+    total = sum(value for value in seconds if value is not None)
+    lacks = f", {missing} steps without a measured time not counted" if missing else ""
+    return (
+        f"about {total / 60:.0f} minutes as measured on {known['machine']}{lacks}; "
+        f"${total / 3600 * known['usd_per_hour']:.2f} at {known['price']}"
+    )
+
+
+def _as_sets(flags: Sequence[str], more: Sequence[Sequence[str]]) -> list[str]:
+    """Flags of a recipe as ``--set FIELD VALUE`` of the forecast."""
+    found: list[str] = []
+    values = list(flags)
+    while values:
+        name = values.pop(0).removeprefix("--")
+        if values and not values[0].startswith("--"):
+            found += ["--set", name, values.pop(0)]
+        elif ".no-" in name:
+            found += ["--set", name.replace(".no-", "."), "false"]
+        else:
+            found += ["--set", name, "true"]
+    for name, value in more:
+        found += ["--set", name, value]
+    return found
+
+
+def _render_scenes(places: Places) -> None:
+    from ssmke.data.sources.scenes import ScenesConfig, write_scenes
+
+    if not (places.data / "scenes" / "manifest.json").exists():
+        _say(f"rendering scenes into {places.data / 'scenes'}")
+        write_scenes(places.data / "scenes", ScenesConfig())
+
+
+def _ranks(asked: int | None) -> int | None:
+    if asked is not None:
+        if asked < 1:
+            raise ConfigError(f"--ranks {asked}: must be at least 1")
+        return asked
+    import torch
+
+    return None if torch.cuda.is_available() else 2
+
+
+def _write_report(chosen: Sequence[Table], scale: ScaleName, places: Places, command: str) -> None:
+    import datetime as dt
+
+    from ssmke.cost.machine import Machine
+    from ssmke.data.atomic import atomic_writer
+    from ssmke.reproduce.outcome import outcomes
+    from ssmke.reproduce.page import html, markdown
+    from ssmke.reproduce.running import seconds_of
+
+    found = outcomes(chosen, scale, places)
+    minutes = sum(seconds_of(places.root).values()) / 60
+    machine = Machine.this()
+    hardware = f"{machine.cpus} cores of {machine.cpu_name or 'an unknown processor'}"
+    facts = f"{command}: {hardware}, {dt.date.today().isoformat()}: {minutes:.0f} minutes in all."
+    for name, text in (
+        ("report.html", html(chosen, scale, found, facts)),
+        ("report.md", markdown(chosen, scale, found, facts)),
+    ):
+        with atomic_writer(places.root / name) as out:
+            out.write(text.encode())
+    _say(f"report: {places.root / 'report.html'} and report.md")
+
+
+def _say(line: str) -> None:
+    from ssmke.screen import clean
+
+    print("\n".join(map(clean, line.split("\n"))), file=sys.stdout, flush=True)

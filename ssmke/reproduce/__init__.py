@@ -1,0 +1,1 @@
+"""The published tables, run again by one command each: what runs, what it will cost, what came out."""

@@ -1,0 +1,103 @@
+"""Runs the steps of a table, one after the other, and goes on where it was stopped.
+
+A step whose result is there is not run again, one that was interrupted goes on (`--resume auto`), and one that fails
+ends all with its last lines and the command that repeats it: the models before it stay. What a step prints goes to
+``logs/NAME.log``; the terminal shows a line a step. Seconds of each step are kept in ``times.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ssmke.data.atomic import write_json
+from ssmke.errors import ConfigError, SSMKEError
+from ssmke.reproduce.steps import Step
+
+Say = Callable[[str], None]
+REPOSITORY = Path(__file__).resolve().parents[2]
+TAIL_LINES = 12
+
+
+class StepFailed(SSMKEError):
+    """A step ended with an error."""
+
+
+def run_steps(steps: Sequence[Step], root: Path, ranks: int | None, say: Say) -> None:
+    """Runs what is not done yet; ``ranks``: processes of a launcher, None for every GPU.
+
+    Raises:
+        StepFailed: a step ended with an error; its message holds the end of its log.
+        ConfigError: the launchers are not beside the package.
+    """
+    for folder in ("logs", "results", "runs"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    times = dict(seconds_of(root))
+    for number, step in enumerate(steps, 1):
+        name = f"{number}/{len(steps)} {step.name}"
+        if step.result.exists():
+            say(f"{name}: done before")
+            continue
+        say(f"{name} ...")
+        began = time.monotonic()
+        try:
+            _run(step, ranks, root / "logs" / f"{step.name}.log")
+        finally:  # the parts of an interrupted step add up
+            times[step.name] = times.get(step.name, 0.0) + time.monotonic() - began
+            write_json(root / "times.json", times)
+        say(f"{name}: {times[step.name]:.0f} s")
+
+
+def seconds_of(root: Path) -> Mapping[str, float]:
+    """Seconds that each step has taken so far."""
+    try:
+        times = json.loads((root / "times.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): float(seconds) for name, seconds in times.items()}
+
+
+def command_of(step: Step, ranks: int | None) -> list[str]:
+    """What is executed; ConfigError where the launchers are not beside the package."""
+    scripts = Path(sys.executable).parent
+    if not step.launches:
+        return [str(scripts / "ssmke"), *step.command]
+    launcher, rest = REPOSITORY / "launchers" / step.command[0], list(step.command[1:])
+    if not launcher.exists():
+        raise ConfigError(
+            f"{launcher} is not there: `ssmke reproduce` starts the launchers of a checkout; clone the repository and "
+            "install it with pip install --editable"
+        )
+    at = rest.index("--deepspeed_config") + 1
+    rest[at] = str(REPOSITORY / "ds_configs" / rest[at])
+    number = [] if ranks is None else ["--num_gpus", str(ranks)]
+    return [str(scripts / "deepspeed"), *number, str(launcher), *rest]
+
+
+def _run(step: Step, ranks: int | None, log: Path) -> None:
+    command = command_of(step, ranks)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    with log.open("a", encoding="utf-8") as out:
+        out.write(f"$ {shlex.join(command)}\n")
+        out.flush()
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it got Ctrl-C too, and saves what it has
+            raise
+    if code != 0 or not step.result.exists():
+        end = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:])
+        why = f"ended with code {code}" if code else f"left no {step.result}"
+        raise StepFailed(
+            f"{step.name} {why}; what is finished is kept, the same command goes on. The end of {log}:\n  {end}"
+        )

@@ -1,0 +1,116 @@
+"""The commands behind a table: what a user would type, in the order in which it has to run.
+
+Every step is a command of this framework that can be run by hand, writes into a folder of its own and is finished when
+its result file is there. Pretraining steps share one target cache a data set and teacher (it lies beside the shards),
+and all keep their ledgers below one folder, so that `ssmke-cost report` adds them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssmke.errors import ConfigError
+from ssmke.reproduce.variants import SCALE, VARIANTS, Scale, ScaleName, Table
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command."""
+
+    name: str
+    """Unique among the steps, and the name of its log."""
+    command: tuple[str, ...]
+    """The program's arguments after the interpreter's or launcher's own: see ``launches``."""
+    launches: bool
+    """Whether it is a launcher script, which DeepSpeed starts, or a sub-command of ``ssmke``."""
+    result: Path
+    """The file that is there when the step is done."""
+    variant: str
+    """Key of the variant that it is for."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where everything lies. ``root``: runs, results, logs and the report; ``data``: data folders by name."""
+
+    root: Path
+    data: Path
+
+    def run(self, variant: str) -> Path:
+        """The run folder of a variant."""
+        return self.root / "runs" / variant
+
+    def result(self, variant: str, data: str) -> Path:
+        """Scores of a variant on a data folder."""
+        return self.root / "results" / f"{variant}-{data}.json"
+
+
+def variants_of(tables: Sequence[Table], scale: ScaleName) -> list[str]:
+    """Keys of the variants that ``tables`` train at ``scale``, each once, in order."""
+    keys = dict.fromkeys(key for table in tables for key in table.variants)
+    return [key for key in keys if scale in VARIANTS[key].flags]
+
+
+def steps_of(
+    tables: Sequence[Table], scale: ScaleName, places: Places, more: Sequence[str] = (), seed: int = 0
+) -> list[Step]:
+    """All steps of ``tables``; ``more`` are flags for every pretraining (``--optim.epochs 1``)."""
+    found: list[Step] = []
+    for key in variants_of(tables, scale):
+        found.append(_pretraining(key, scale, places, more, seed))
+        for data in SCALE[scale].scored_on:
+            found.append(_scoring(key, SCALE[scale], data, places))
+    return found
+
+
+def recipe_flags(key: str, scale: ScaleName) -> list[str]:
+    """``--recipe`` and what the variant changes of it."""
+    own = VARIANTS[key].flags[scale]
+    return list(own) if "--recipe" in own else ["--recipe", SCALE[scale].recipe, *own]
+
+
+def missing_data(scale: ScaleName, places: Places) -> list[str]:
+    """A line for each data folder that is needed and not there: the command that makes it."""
+    found = SCALE[scale]
+    lines = []
+    for name in dict.fromkeys((*found.trains_on, *found.scored_on)):
+        folder = places.data / name
+        if not (folder / "manifest.json").exists():
+            how = found.trains_on.get(name, f"ssmke data get {name} --out DIR").replace("DIR", str(folder))
+            lines.append(f"{folder}: {how}")
+    return lines
+
+
+def require_data(scale: ScaleName, places: Places) -> None:
+    """ConfigError that says how to make what is missing."""
+    missing = missing_data(scale, places)
+    if missing:
+        raise ConfigError(
+            f"--data {places.data} lacks what --scale {scale} trains or is scored on; make it with\n  "
+            + "\n  ".join(missing)
+        )
+
+
+def _pretraining(key: str, scale: ScaleName, places: Places, more: Sequence[str], seed: int) -> Step:
+    run = places.run(key)
+    trains_on = SCALE[scale].trains_on
+    shards = [str(places.data / name) for name in trains_on]
+    evaluated = places.data / next(iter(SCALE[scale].scored_on))
+    command = [
+        "pretrain.py", "--deepspeed_config", "zero2.json", *recipe_flags(key, scale),
+        "--data.make", "nothing", "--data.shards", *shards, "--data.eval-shards", str(evaluated),
+        "--data.eval-split", SCALE[scale].split,
+        "--seed", str(seed), "--runs-dir", str(places.root / "runs"), "--run-dir", str(run), "--resume", "auto", *more,
+    ]  # fmt: skip
+    return Step(key, tuple(command), True, run / "results.json", key)
+
+
+def _scoring(key: str, scale: Scale, data: str, places: Places) -> Step:
+    result = places.result(key, data)
+    command = (
+        "evaluate", "retrieval", "--model", str(places.run(key) / "model"), "--data", str(places.data / data),
+        "--split", scale.split, "--out", str(result),
+    )  # fmt: skip
+    return Step(f"{key}-{data}", command, False, result, key)

@@ -1,0 +1,223 @@
+"""The models that the published tables compare, as recipes of this framework, and what each table is made of.
+
+A variant is a recipe and the flags by which it differs, at each scale where it can be had. One that several tables
+show is trained once. Where a scale cannot have it (there is no supervised teacher of rendered scenes), the table says
+so in its place; where it stands for something else there, ``differs`` says for what.
+
+Scales:
+    scenes  the embedded scenes; two CPU cores, minutes a model. Says whether an ablation points the same way.
+    small   Flickr8k and real weights of a few MB; a small GPU, or a patient CPU.
+    full    the published data and models, by whoever has a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from ssmke.errors import ConfigError
+
+ScaleName = Literal["scenes", "small", "full"]
+SCALES: tuple[ScaleName, ...] = get_args(ScaleName)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where the variants of one scale are trained and scored."""
+
+    recipe: str
+    """Recipe that all variants start from."""
+    trains_on: Mapping[str, str]
+    """Folders below the data folder that pretraining needs, with the command that makes each (DIR stands for it)."""
+    scored_on: Mapping[str, str]
+    """Folders below the data folder that models are scored on, with their names in tables."""
+    split: str
+    """Split of the latter that is scored."""
+    pairs: int
+    """Pairs of an epoch, for the plan."""
+    images: int
+    """Images of the training data, for the plan."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model of a table."""
+
+    name: str
+    """As the table calls it."""
+    flags: Mapping[ScaleName, tuple[str, ...]]
+    """How it differs from the scale's recipe; a scale that is not there cannot have it."""
+    differs: Mapping[ScaleName, str] = field(default_factory=dict)
+    """What of the published one it is not, or why it is missing."""
+    starts_from: str | None = None
+    """Variant whose trained model it is finetuned from."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A published table."""
+
+    title: str
+    variants: tuple[str, ...]
+    """Keys of `VARIANTS`, in the order of the table."""
+    says: str
+    """What the published table shows, in a sentence."""
+    published: str | None
+    """Key of its figures in published.json; None: its figures are not published as a table."""
+
+
+SCALE: Mapping[ScaleName, Scale] = {
+    "scenes": Scale(
+        "scenes-tiny",
+        {"scenes": "ssmke data make scenes --out DIR"},
+        {"scenes": "scenes"},
+        "test",
+        15_000,
+        3_000,
+    ),
+    "small": Scale(
+        "flickr8k-small",
+        {"flickr8k": "ssmke data import karpathy --json FILE --images FOLDER --out DIR"},
+        {"flickr8k": "Flickr8k"},
+        "val",
+        30_000,
+        6_000,
+    ),
+    "full": Scale(
+        "ssmke-base",
+        {
+            "coco": "ssmke data get coco-captions --out DIR",
+            "cc3m": "ssmke data get cc3m --out DIR",
+            "cc12m": "ssmke data get cc12m --out DIR",
+        },
+        {"coco": "COCO 5K", "flickr30k": "Flickr30K 1K"},
+        "test",
+        3_264_868,
+        2_780_904,
+    ),
+}
+
+
+def _everywhere(*flags: str) -> dict[ScaleName, tuple[str, ...]]:
+    return dict.fromkeys(SCALES, flags)
+
+
+_LIT = "LiT locks a supervised image tower; here the pretrained half, with our shared block"
+
+VARIANTS: Mapping[str, Variant] = {
+    "none": Variant("contrast alone, no teacher", _everywhere("--loss.distillation", "none", "--loss.bank", "none")),
+    "mse": Variant("S-SMKE, MSE", _everywhere("--loss.distillation", "mse", "--loss.bank", "none")),
+    "contrastive": Variant(
+        "S-SMKE, contrastive KD", _everywhere("--loss.distillation", "contrastive", "--loss.bank", "none")
+    ),
+    "bank": Variant("S-SMKE, contrastive KD + bank", _everywhere()),
+    "shre": Variant(
+        "Transformer SHRe",
+        {
+            "scenes": ("--model.shared.kind", "mlp", "--model.no-modality-embedding", "--loss.distillation", "mse",
+                       "--loss.bank", "none"),
+            "full": ("--recipe", "shre-transformer"),
+        },
+        {
+            "scenes": "taught by the self-supervised teacher with MSE: there is no supervised one of scenes",
+            "small": "needs class scores of the teacher, which these weights lack",
+        },
+    ),
+    "no-type": Variant("without token-type embedding", _everywhere("--model.no-modality-embedding")),
+    "unscaled-type": Variant(
+        "token-type embedding without scale",
+        _everywhere("--model.modality-scale", "1.0"),
+        dict.fromkeys(SCALES, "added after the encoders as ever; the published one also moved it before them"),
+    ),
+    "untrained-teacher": Variant(
+        "a teacher with random weights",
+        {"scenes": ("--teacher.weights", "none"), "small": ("--teacher.weights", "none")},
+        {"full": "not published; a control for the small scales"},
+    ),
+    "teacher-finetuned": Variant(
+        "BEiTv2 finetuned (KL)",
+        {"full": ("--recipe", "ssmke-base-kl")},
+        {"scenes": "no supervised teacher of scenes", "small": "these weights give no class scores"},
+    ),
+    "teacher-data2vec2": Variant(
+        "data2vec 2.0",
+        {"full": ("--teacher.name", "data2vec2_base", "--teacher.weights", "data2vec2_base.pt")},
+        {"scenes": "one teacher of scenes is there", "small": "its weights cannot be had at this scale"},
+    ),
+    "teacher-dino": Variant(
+        "DINO ViT-B/16",
+        {"full": ("--teacher.name", "vit_base_patch16_224.dino")},
+        {"scenes": "one teacher of scenes is there", "small": "its weights cannot be had at this scale"},
+    ),
+    "locked-image": Variant(
+        "locked image encoder (as LiT)",
+        {
+            "scenes": ("--model.image.frozen", "--targets.frozen-tokens", "--loss.distillation", "none",
+                       "--loss.bank", "none"),
+            "full": ("--model.image.frozen", "--targets.frozen-tokens", "--loss.distillation", "none",
+                     "--loss.bank", "none"),
+        },
+        {
+            "scenes": _LIT,
+            "full": _LIT,
+            "small": "the recipe of this scale locks its image encoder: it is \"contrast alone\" of the first table",
+        },
+    ),
+    "frozen-towers": Variant(
+        "both towers frozen (as SAIL, ShareLock)",
+        {
+            "scenes": ("--model.image.frozen", "--targets.frozen-tokens", "--model.text.freeze-layers", "2",
+                       "--loss.distillation", "none", "--loss.bank", "none"),
+            "small": ("--model.text.freeze-layers", "6", "--loss.distillation", "none", "--loss.bank", "none"),
+            "full": ("--model.image.frozen", "--targets.frozen-tokens", "--model.text.freeze-layers", "6",
+                     "--loss.distillation", "none", "--loss.bank", "none"),
+        },
+        dict.fromkeys(
+            SCALES, "our halves and shared block on top, softmax contrast, the recipe's batch; text is not cached"
+        ),
+    ),
+    "locked-image-bank": Variant(
+        "S-SMKE on a locked image encoder",
+        {
+            "scenes": ("--model.image.frozen", "--targets.frozen-tokens"),
+            "full": ("--model.image.frozen", "--targets.frozen-tokens"),
+        },
+        {"small": "the recipe of this scale has its image encoder locked already"},
+    ),
+}  # fmt: skip
+
+TABLES: Mapping[str, Table] = {
+    "distillation": Table(
+        "How to learn from the teacher",
+        ("shre", "none", "mse", "contrastive", "bank"),
+        "A shared Transformer block beats the MLP on [CLS] by far; contrast with the teacher's targets beats "
+        "regression, mostly image to text; the bank adds a little.",
+        "retrieval",
+    ),
+    "token-type": Table(
+        "The token-type embedding",
+        ("no-type", "unscaled-type", "bank"),
+        "Added before the encoders and unscaled it costs about 0.8 points.",
+        None,
+    ),
+    "teachers": Table(
+        "Which teacher",
+        ("bank", "teacher-finetuned", "teacher-data2vec2", "teacher-dino", "untrained-teacher", "none"),
+        "BEiTv2 teaches retrieval best; data2vec 2.0 teaches worse than no teacher at all.",
+        "teachers",
+    ),
+    "cheap-peers": Table(
+        "Cheap ways of others",
+        ("frozen-towers", "locked-image", "locked-image-bank", "bank"),
+        "Locked towers with cached features are the cheapest way to zero-shot classification (SAIL, ShareLock).",
+        None,
+    ),
+}
+
+
+def table(name: str) -> Table:
+    """The table called ``name``; ConfigError lists the known ones."""
+    if name not in TABLES:
+        raise ConfigError(f"there is no table {name!r}: choose one of {', '.join(TABLES)}, or all")
+    return TABLES[name]

@@ -1,0 +1,87 @@
+"""Steps run in order, are not repeated, and one that fails says how it ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ssmke.errors import ConfigError
+from ssmke.reproduce import running
+from ssmke.reproduce.running import StepFailed, command_of, run_steps, seconds_of
+from ssmke.reproduce.steps import Places, Step, require_data
+
+
+def rendering(folder: Path, images: int = 4) -> Step:
+    """A real sub-command that is done in seconds."""
+    command = (
+        "data",
+        "make",
+        "scenes",
+        "--out",
+        str(folder),
+        "--train",
+        str(images),
+        "--val",
+        "2",
+        "--test",
+        "2",
+    )
+    return Step("render", command, False, folder / "manifest.json", "none")
+
+
+def test_a_step_runs_once_and_its_seconds_are_kept(tmp_path: Path) -> None:
+    said: list[str] = []
+    steps = [rendering(tmp_path / "scenes")]
+    run_steps(steps, tmp_path, 1, said.append)
+    run_steps(steps, tmp_path, 1, said.append)
+    assert said[0] == "1/1 render ..."
+    assert said[-1] == "1/1 render: done before"
+    assert json.loads((tmp_path / "scenes/manifest.json").read_text())["splits"]["train"]
+    assert seconds_of(tmp_path)["render"] > 0
+    log = (tmp_path / "logs/render.log").read_text()
+    assert log.startswith("$ ")
+    assert "data make scenes" in log.splitlines()[0]
+
+
+def test_a_failure_shows_the_end_of_the_log_and_stops_the_rest(tmp_path: Path) -> None:
+    bad = Step(
+        "bad",
+        ("evaluate", "retrieval", "--model", "nowhere", "--data", "none"),
+        False,
+        tmp_path / "x",
+        "none",
+    )
+    after = rendering(tmp_path / "scenes")
+    with pytest.raises(StepFailed, match=r"bad ended with code 2; .*the same command goes on(.|\n)*error: "):
+        run_steps([bad, after], tmp_path, 1, lambda line: None)
+    assert not after.result.exists()
+
+
+def test_a_step_without_its_result_has_failed(tmp_path: Path) -> None:
+    step = Step("empty", ("--version",), False, tmp_path / "never", "none")
+    with pytest.raises(StepFailed, match=r"empty left no .*never"):
+        run_steps([step], tmp_path, 1, lambda line: None)
+
+
+def test_launchers_are_found_with_their_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Step(
+        "x", ("pretrain.py", "--deepspeed_config", "zero2.json", "--seed", "0"), True, tmp_path, "none"
+    )
+    command = command_of(step, 2)
+    assert command[1:3] == ["--num_gpus", "2"]
+    assert Path(command[3]).exists()
+    assert Path(command[command.index("--deepspeed_config") + 1]).exists()
+    monkeypatch.setattr(running, "REPOSITORY", tmp_path)
+    with pytest.raises(ConfigError, match="clone the repository"):
+        command_of(step, 2)
+
+
+def test_missing_data_are_named_with_what_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"coco: ssmke data get coco-captions --out .*(.|\n)*flickr30k: ssmke data get"
+    ):
+        require_data("full", Places(tmp_path, tmp_path / "data"))
