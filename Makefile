@@ -15,7 +15,7 @@ CPU_RANKS ?= 2
 # the summary names (RERUN).
 TEST_WORKERS ?= 2
 
-.PHONY: demo test test-long lint setup clean
+.PHONY: demo test test-long lint docs setup clean
 
 setup: $(VENV)/.installed
 
@@ -46,6 +46,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation site, into build/site; a broken link is an error.
+docs: setup
+	$(BIN)/mkdocs build
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -8,6 +8,7 @@ the edge (`parse`), and passed down. Named recipes:
 - ``ssmke-base``     the published recipe: half BEiTv2, half BERT, 117.2M parameters
 - ``ssmke-base-mse``, ``ssmke-base-kl``, ``ssmke-base-no-kd``, ``ssmke-base-no-bank``, ``shre-transformer``:
   the thesis' ablations of it
+- ``finetune-coco``, ``finetune-flickr30k``, ``finetune-scenes``: contrast alone, from a trained student (``--init``)
 
 Any field can be set from the command line: ``--optim.lr 2e-4 --loss.bank cache``.
 """
@@ -44,6 +45,7 @@ from ssmke.targets.cache import TargetsConfig
 from ssmke.tracking import TrackingConfig
 from ssmke.training.checkpoint import CheckpointConfig
 from ssmke.training.compute import ComputeConfig
+from ssmke.training.entry import check_run, required, split_launcher_flags
 from ssmke.training.faults import FaultConfig
 from ssmke.training.optimizer import OptimConfig
 
@@ -140,7 +142,10 @@ class Recipe:
     name: str
     """Name of the recipe; runs are kept below runs-dir/name."""
     model: StudentConfig = field(default_factory=StudentConfig)
-    """The student."""
+    """The student. With --init it is that of the folder; what else is asked for here must agree with it, but what is
+    frozen is decided here."""
+    init: str | None = None
+    """Folder of a trained student (RUN/model) whose architecture and weights are taken."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The frozen image teacher (not loaded with --loss.distillation none)."""
     targets: TargetsConfig = field(default_factory=TargetsConfig)
@@ -178,14 +183,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         credentials.refuse(self.resolved(), "--")
-        if not 0 <= self.seed < 1 << 63:
-            raise ConfigError(f"--seed {self.seed}: must lie in 0..2^63-1")
-        if self.log_every < 1:
-            raise ConfigError(f"--log-every {self.log_every}: must be at least 1")
-        if self.evaluate_every < 0:
-            raise ConfigError(f"--evaluate-every {self.evaluate_every}: must be 0 or more")
-        if self.stop_after is not None and self.stop_after < 1:
-            raise ConfigError(f"--stop-after {self.stop_after}: must be at least 1")
+        check_run(self.seed, self.log_every, self.evaluate_every, self.stop_after)
         if not self.data.shards:
             raise ConfigError("--data.shards is empty: give the folder of shards (see `ssmke data --help`)")
         distillation = self.loss.distillation
@@ -310,6 +308,24 @@ def _scenes_tiny() -> Recipe:
     )
 
 
+def _finetune(name: str, shards: str) -> Recipe:
+    return Recipe(
+        name,
+        loss=LossConfig(distillation="none", bank="none"),
+        data=DataConfig(shards=(shards,), augmentation=AugmentationConfig(crop_min=0.5)),
+        optim=OptimConfig(batch_size=1024, epochs=5, lr=3e-5),
+    )
+
+
+def _finetune_scenes() -> Recipe:
+    scenes = _scenes_tiny()
+    return dataclasses.replace(
+        _finetune("finetune-scenes", "data/scenes"),
+        data=scenes.data,
+        optim=OptimConfig(batch_size=128, epochs=1, lr=1e-4),
+    )
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "scenes-tiny": _scenes_tiny,
     "flickr8k-small": _flickr8k_small,
@@ -319,6 +335,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "ssmke-base-no-kd": _ssmke_base_no_kd,
     "ssmke-base-no-bank": _ssmke_base_no_bank,
     "shre-transformer": _shre_transformer,
+    "finetune-coco": lambda: _finetune("finetune-coco", "data/coco"),
+    "finetune-flickr30k": lambda: _finetune("finetune-flickr30k", "data/flickr30k"),
+    "finetune-scenes": _finetune_scenes,
 }
 
 
@@ -333,7 +352,7 @@ def named(name: str) -> Recipe:
 
 @dataclass(frozen=True)
 class Invocation:
-    """A command line of `launchers/pretrain.py`."""
+    """A command line of `launchers/pretrain.py` or `launchers/finetune_retrieval.py`."""
 
     recipe: Recipe
     deepspeed_config: str
@@ -345,23 +364,24 @@ def parse(argv: Sequence[str]) -> Invocation:
     ``--local_rank`` and ``--deepspeed``, which DeepSpeed's launcher may add, are accepted. Wrong values are
     `ConfigError`; an unknown flag ends the program with tyro's message and exit code 2.
     """
-    launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    launcher.add_argument("--deepspeed_config", "--deepspeed-config", default=None)
-    launcher.add_argument("--deepspeed", action="store_true")
-    launcher.add_argument("--local_rank", "--local-rank", type=int, default=-1)
-    known, rest = launcher.parse_known_args(list(argv))
+    deepspeed_config, rest = split_launcher_flags(argv)
     recipe = parse_recipe(rest, "pretrain.py --deepspeed_config FILE")
-    if known.deepspeed_config is None:
-        raise ConfigError(
-            "--deepspeed_config is missing: give one of ds_configs/*.json, e.g. ds_configs/zero2.json"
-        )
-    return Invocation(recipe, known.deepspeed_config)
+    return Invocation(recipe, required(deepspeed_config))
 
 
-def parse_recipe(argv: Sequence[str], prog: str) -> Recipe:
+def parse_finetuning(argv: Sequence[str]) -> Invocation:
+    """The same for retrieval finetuning: by default ``finetune-coco``, and ``--init RUN/model`` is needed."""
+    deepspeed_config, rest = split_launcher_flags(argv)
+    recipe = parse_recipe(rest, "finetune_retrieval.py --deepspeed_config FILE", "finetune-coco")
+    if recipe.init is None:
+        raise ConfigError("--init is missing: give the folder of the trained student to finetune, RUN/model")
+    return Invocation(recipe, required(deepspeed_config))
+
+
+def parse_recipe(argv: Sequence[str], prog: str, default: str = DEFAULT) -> Recipe:
     """Reads ``[--recipe NAME] [--field value ...]``; ``prog`` is what help and errors call the program."""
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--recipe", default=DEFAULT)
+    chooser.add_argument("--recipe", default=default)
     known, rest = chooser.parse_known_args(list(argv))
     return tyro.cli(
         Recipe,

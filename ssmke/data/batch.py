@@ -1,12 +1,21 @@
-"""One training batch of one rank: what the stream gives and the student takes."""
+"""One training batch of one rank: what the stream gives and the student takes.
+
+Where there are images or texts alone, the tensors of the other have no columns.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ssmke.data.stream import StreamPlan
 
 
 @dataclass
@@ -33,6 +42,8 @@ class Batch:
     """For each micro-batch its captions in packed rows, int64 [R, W] (`packing.pack`); empty: they stay padded."""
     kept: Tensor | None = None
     """Patches of each image that the student sees, int64 [B, K]; None: all."""
+    labels: Tensor | None = None
+    """Token ids that were masked out of `ids`, int64 [B, L], -100 elsewhere; None without masking."""
 
     @property
     def computed_tokens(self) -> int:
@@ -44,7 +55,7 @@ class Batch:
 
     def tensors(self) -> list[Tensor]:
         """All tensors of the batch."""
-        optional = [tensor for tensor in (self.targets, self.kept) if tensor is not None]
+        optional = [tensor for tensor in (self.targets, self.kept, self.labels) if tensor is not None]
         return [self.images, self.ids, self.mask, self.image_ids, *optional, *self.packing]
 
     def to(self, device: torch.device) -> Batch:
@@ -65,6 +76,7 @@ class Batch:
             targets=None if self.targets is None else change(self.targets),
             packing=tuple(change(rows) for rows in self.packing),
             kept=None if self.kept is None else change(self.kept),
+            labels=None if self.labels is None else change(self.labels),
         )
 
     def split(self, parts: int) -> list[Batch]:
@@ -80,6 +92,27 @@ class Batch:
                 None if self.targets is None else self.targets[start : start + size],
                 packing=self.packing[number : number + 1],
                 kept=None if self.kept is None else self.kept[start : start + size],
+                labels=None if self.labels is None else self.labels[start : start + size],
             )
             for number, start in enumerate(range(0, size * parts, size))
         ]
+
+
+class Batches(Protocol):
+    """A run's batches of one rank, by step (`PairBatches`, and those of `training.unimodal`)."""
+
+    plan: StreamPlan
+    at: npt.NDArray[np.int64]
+    """The image, or other number, that each worker is at; see `waiting`."""
+
+    def __len__(self) -> int:
+        """Steps."""
+        ...
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of ``step``: a pure function."""
+        ...
+
+    def where(self, number: int) -> str:
+        """Where ``number`` lies, as words."""
+        ...

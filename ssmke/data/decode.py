@@ -90,7 +90,7 @@ def decode_image(data: bytes) -> Image.Image:
         BadSample: "empty file", "not an image", "unsupported format", "unsupported mode", "too many pixels",
             "too small" or "truncated image".
     """
-    return _load(_open(data))
+    return upright_rgb(_open(data))
 
 
 class EncodedImage:
@@ -206,7 +206,12 @@ def _check_size(width: int, height: int) -> None:
         raise BadSample("too small", f"{width} x {height}")
 
 
-def _load(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """``image`` as RGB, transparent parts white, turned as its EXIF says.
+
+    Raises:
+        BadSample: its pixels cannot be read, or are of a kind that has no colours.
+    """
     try:
         image.load()
         return _upright(_to_rgb(image), image)
@@ -236,4 +241,8 @@ def _upright(image: Image.Image, original: Image.Image) -> Image.Image:
     except _DAMAGED:
         return image  # a damaged EXIF block says nothing about the pixels
     method = _TRANSPOSE.get(orientation)
-    return image if method is None else image.transpose(method)
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    turned.info.pop("exif", None)  # or whoever opens it again turns it a second time
+    return turned

@@ -33,7 +33,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ssmke.data.augmentation import AugmentationConfig, show, view_box
-from ssmke.data.batch import Batch
+from ssmke.data.batch import Batch, Batches
 from ssmke.data.captions import clean_caption
 from ssmke.data.curriculum import Curriculum
 from ssmke.data.dataset import ImageTextShards
@@ -102,12 +102,14 @@ class StreamPlan:
     epochs: int
     rank: int = 0
     world_size: int = 1
+    unit: str = "pairs"
+    """What a batch consists of, for messages: pairs, images or rows of text."""
 
     def __post_init__(self) -> None:
         if self.pairs < self.batch_size:
             raise ConfigError(
-                f"--optim.batch-size {self.batch_size} is larger than the {self.pairs} pairs of the data: "
-                "lower it, or add shards"
+                f"--optim.batch-size {self.batch_size} is larger than the {self.pairs} {self.unit} of the data: "
+                "lower it, or add data"
             )
         if self.batch_size % self.world_size:
             raise ConfigError(
@@ -202,6 +204,10 @@ class PairBatches(Dataset[Batch]):
             ),
             kept=torch.from_numpy(np.stack(shown)) if shown else None,  # [B, K]
         )
+
+    def where(self, number: int) -> str:
+        """The shard that image ``number`` lies in."""
+        return self.shards.place(self.shards.shard_of(number)[0])
 
     def _usable(
         self,
@@ -319,7 +325,7 @@ class BadSampleCounter:
 class _ErrorsAsValues(Dataset["Batch | SSMKEError"]):
     """Errors for the user are handed to the rank: raised in a worker, they would become a text of its traceback."""
 
-    batches: PairBatches
+    batches: Batches
 
     def __getitem__(self, step: int) -> Batch | SSMKEError:
         try:
@@ -332,7 +338,7 @@ class BatchStream:
     """Iterates the batches of a run from any step; close the iterator, or its workers wait for the process' end."""
 
     def __init__(
-        self, batches: PairBatches, config: StreamConfig, start: int, pin: bool, say_after: float = SAY_AFTER
+        self, batches: Batches, config: StreamConfig, start: int, pin: bool, say_after: float = SAY_AFTER
     ) -> None:
         self.bad = BadSampleCounter(config.max_bad)
         batches.at = places(config.workers)
@@ -373,8 +379,7 @@ class BatchStream:
         worker = (self._step - self._start) % self._workers if self._workers else 0
         image = int(self._batches.at[worker])
         who = f"data worker {worker}" if self._workers else "this process"
-        shards = self._batches.shards
-        where = "at no shard" if image == NOTHING else f"at {shards.place(shards.shard_of(image)[0])}"
+        where = "at no shard" if image == NOTHING else f"at {self._batches.where(image)}"
         return f"the batch of step {self._step + 1} of rank {self._batches.plan.rank}: {who} is {where}"
 
 

@@ -11,6 +11,8 @@ of it. Two things make that safe in the middle of training:
   ZeRO-3 each of them gathers parameters from all ranks;
 - an error in one rank's data is raised after the gather, on all ranks, instead of leaving the others waiting.
 
+Any `DualEncoder` is embedded; peers prepare pictures and pad captions in their own way, ours are sorted as above.
+
 Equal captions are embedded once. That makes them tie exactly, as they should, rather than be ordered by the
 rounding of the batches that they happened to be in.
 
@@ -25,30 +27,46 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ssmke.data.augmentation import canonical_box, render
 from ssmke.data.captions import clean_caption
-from ssmke.data.decode import EncodedImage
+from ssmke.data.decode import EncodedImage, decode_image
 from ssmke.data.tokens import tokenize
 from ssmke.errors import BadSample, SSMKEError
 from ssmke.evaluation.retrieval import EvaluationError
+from ssmke.models.dual_encoder import DualEncoder, ImageFeatures, Student
+from ssmke.models.student import SSMKE
 
 if TYPE_CHECKING:
-    from ssmke.data.dataset import ImageTextShards
-    from ssmke.models.student import SSMKE
+    from ssmke.data.shards import Sample
 
 T = TypeVar("T")
+Pixels = npt.NDArray[np.generic]
 
 BATCHES_AHEAD = 2
 SORTED_BATCHES = 32  # captions are tokenised and sorted by length in runs of this many batches
+
+
+class Images(Protocol):
+    """Encoded images by number, with their captions if they have any: shards, or files as they are."""
+
+    @property
+    def images(self) -> int:
+        """How many."""
+        ...
+
+    def read(self, image: int) -> Sample:
+        """One of them; raises BadSample for one that cannot be used, DataError where none can be. Thread-safe."""
+        ...
 
 
 @dataclass
@@ -90,8 +108,8 @@ class SplitEmbeddings:
 
 
 def embed_split(
-    model: SSMKE,
-    shards: ImageTextShards,
+    model: SSMKE | DualEncoder,
+    shards: Images,
     rank: int | None = None,
     world_size: int | None = None,
     *,
@@ -149,8 +167,8 @@ def embed_split(
 
 
 def embed_images(
-    model: SSMKE,
-    shards: ImageTextShards,
+    model: SSMKE | ImageFeatures,
+    shards: Images,
     images: Sequence[int] | None = None,
     *,
     batch_size: int = 64,
@@ -158,19 +176,19 @@ def embed_images(
     forwards: int | None = None,
     progress: bool = False,
 ) -> ImageEmbeddings:
-    """Embeds the canonical view of each image of ``images`` (default: all).
+    """Embeds each image of ``images`` (default: all): ours its canonical view, peers what they make of it.
 
     ``forwards``, on one rank of several: run at least so many batches and return the first error rather than
     raise it (see the module's docstring). Raises DataError for shards that cannot be read.
     """
     numbers = range(shards.images) if images is None else images
-    size = model.image_size
+    prepare = _preparation(model)
     found = ImageEmbeddings(torch.empty(0, model.dim))
     embedded: list[Tensor] = []
 
     def load(number: int) -> _Loaded | SSMKEError | BadSample:
         try:
-            return _load(shards, number, size)
+            return _load(shards, number, prepare)
         except (SSMKEError, BadSample) as error:
             return error
 
@@ -180,7 +198,7 @@ def embed_images(
         _bar("images", len(numbers), progress) as advance,
     ):
         for batch in _batches_ahead(pool, load, numbers, batch_size, forwards):
-            pixels: list[npt.NDArray[np.uint8]] = []
+            pixels: list[Pixels] = []
             for loaded in batch:
                 if isinstance(loaded, BadSample):
                     found.skipped[loaded.reason] += 1
@@ -194,7 +212,10 @@ def embed_images(
                     found.keys.append(loaded.key)
                     found.captions.append(loaded.captions)
                     found.skipped.update(loaded.bad_captions)
-            inputs = np.stack(pixels or [np.zeros((3, size, size), np.uint8)])  # [B, 3, S, S]
+            if not pixels and forwards is None:
+                advance(len(batch))
+                continue
+            inputs = np.stack(pixels or [_blank(model)])  # [B, 3, S, S]
             embedded.append(model.encode_image(torch.from_numpy(inputs)).float().cpu()[: len(pixels)])
             advance(len(batch))
     found.image = torch.cat([found.image, *embedded])
@@ -202,7 +223,7 @@ def embed_images(
 
 
 def embed_texts(
-    model: SSMKE,
+    model: SSMKE | DualEncoder,
     captions: Sequence[str],
     *,
     batch_size: int = 256,
@@ -213,40 +234,87 @@ def embed_texts(
 
     ``forwards``, on one rank of several: run at least so many batches (see the module's docstring).
     """
-    tokenizer, max_tokens = model.tokenizer(), model.config.text.max_tokens
     embeddings = torch.empty(len(captions), model.dim)
     done = 0
+    ours = _unwrapped(model)
     with _eval_mode(model), _bar("captions", len(captions), progress) as advance:
-        for start in range(0, len(captions), SORTED_BATCHES * batch_size):
-            run = captions[start : start + SORTED_BATCHES * batch_size]
-            ids, mask = tokenize(tokenizer, run, max_tokens)  # [R, L]
-            lengths = mask.sum(1)
-            for rows in torch.argsort(lengths, stable=True).split(batch_size):
-                longest = int(lengths[rows].max())
-                encoded = model.encode_text(ids[rows, :longest], mask[rows, :longest])
-                embeddings[start + rows] = encoded.float().cpu()
-                done += 1
-                advance(len(rows))
+        batches = (
+            _sorted_batches(ours, captions, batch_size)
+            if isinstance(ours, SSMKE)
+            else _batches(model, captions, batch_size)
+        )
+        for rows, encoded in batches:
+            embeddings[rows] = encoded
+            done += 1
+            advance(len(rows))
         for _ in range(done, forwards or 0):
-            model.encode_text(*tokenize(tokenizer, [""], max_tokens))
+            model.encode_text([""])
     return embeddings
+
+
+def _sorted_batches(
+    model: SSMKE, captions: Sequence[str], batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows and their embeddings; captions of about one length together, so that little is padding."""
+    tokenizer, max_tokens = model.tokenizer(), model.config.text.max_tokens
+    for start in range(0, len(captions), SORTED_BATCHES * batch_size):
+        run = captions[start : start + SORTED_BATCHES * batch_size]
+        ids, mask = tokenize(tokenizer, run, max_tokens)  # [R, L]
+        lengths = mask.sum(1)
+        for rows in torch.argsort(lengths, stable=True).split(batch_size):
+            longest = int(lengths[rows].max())
+            encoded = model.encode_text(ids[rows, :longest], mask[rows, :longest])
+            yield start + rows, encoded.float().cpu()
+
+
+def _batches(
+    model: SSMKE | DualEncoder, captions: Sequence[str], batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for rows in torch.arange(len(captions)).split(batch_size):
+        yield rows, model.encode_text(captions[int(rows[0]) : int(rows[-1]) + 1])
+
+
+def _unwrapped(model: SSMKE | ImageFeatures) -> SSMKE | ImageFeatures:
+    """Our model, where it came as a `DualEncoder`; any other as it is."""
+    return model.model if isinstance(model, Student) else model
+
+
+def _preparation(model: SSMKE | ImageFeatures) -> Callable[[bytes], Pixels]:
+    """What makes an encoded image into the model's input, [3, S, S]."""
+    model = _unwrapped(model)
+    if not isinstance(model, SSMKE):
+        prepare = model.preprocess
+        return lambda data: prepare(decode_image(data))
+    size = model.image_size
+
+    def canonical(data: bytes) -> Pixels:
+        image = EncodedImage(data)
+        # At full size: what `SSMKE.encode_image` gives for the same picture, to the last bit.
+        return render(image.pixels(), canonical_box(*image.size), False, size)
+
+    return canonical
+
+
+def _blank(model: SSMKE | ImageFeatures) -> Pixels:
+    """Input for a forward pass that only other ranks need."""
+    model = _unwrapped(model)
+    if not isinstance(model, SSMKE):
+        return model.preprocess(Image.new("RGB", (64, 64)))
+    return np.zeros((3, model.image_size, model.image_size), np.uint8)
 
 
 @dataclass
 class _Loaded:
     number: int
     key: str
-    pixels: npt.NDArray[np.uint8]  # [3, S, S]
+    pixels: Pixels  # [3, S, S]
     captions: list[str]
     bad_captions: list[str]  # reasons
 
 
-def _load(shards: ImageTextShards, number: int, size: int) -> _Loaded:
+def _load(shards: Images, number: int, prepare: Callable[[bytes], Pixels]) -> _Loaded:
     sample = shards.read(number)
-    image = EncodedImage(sample.image)
-    # At full size: what `SSMKE.encode_image` gives for the same picture, to the last bit.
-    pixels = render(image.pixels(), canonical_box(*image.size), False, size)
-    loaded = _Loaded(number, sample.key, pixels, [], [])
+    loaded = _Loaded(number, sample.key, prepare(sample.image), [], [])
     for caption in sample.captions:
         try:
             loaded.captions.append(clean_caption(caption))
@@ -291,7 +359,12 @@ def _gather(part: T, world_size: int) -> list[T]:
 
 
 @contextmanager
-def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
+def _eval_mode(model: SSMKE | ImageFeatures) -> Iterator[None]:
+    """Ours may be in training, and is put back; a `DualEncoder` is made for evaluation only."""
+    model = _unwrapped(model)
+    if not isinstance(model, SSMKE):
+        yield
+        return
     training = model.training
     model.eval()
     try:

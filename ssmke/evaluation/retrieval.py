@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,8 +59,8 @@ class Ranking:
         """Mean rank of the first right candidate, from 1."""
         return float((self.above + 1 + self.tied / (self.right + 1)).mean())
 
-    def hit_rate(self, k: int) -> float:
-        """Share of the queries that have a right candidate among the top k."""
+    def misses(self, k: int) -> Tensor:
+        """Probability [Q] that a query has no right candidate among the top k: 0 or 1 unless scores tie."""
         group = self.tied + self.right  # [Q]
         slots = torch.minimum((k - self.above).clamp(min=0), group)  # left for the tied group
         miss = torch.ones_like(group)
@@ -69,7 +69,11 @@ class Ranking:
         ):  # C(group - right, slots) / C(group, slots), one factor a right one
             factor = (group - slots - i).clamp(min=0) / (group - i).clamp(min=1)
             miss *= torch.where(i < self.right, factor, 1.0)
-        return 1 - float(miss.mean())
+        return miss
+
+    def hit_rate(self, k: int) -> float:
+        """Share of the queries that have a right candidate among the top k."""
+        return 1 - float(self.misses(k).mean())
 
     def median_rank(self) -> float:
         """Where the hit rate passes one half; between two ranks when it is exactly one half there."""
@@ -80,16 +84,17 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Scores:
-    """One direction of retrieval. ``recall``: percentages by k; ranks count from 1."""
+    """One direction of retrieval. ``recall``: percentages by k; ranks count from 1. ``ranking``: of each query."""
 
     recall: dict[int, float]
     median_rank: float
     mean_rank: float
+    ranking: Ranking | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, ranking: Ranking) -> Scores:
         recall = {k: 100 * ranking.hit_rate(k) for k in KS}
-        return cls(recall, median_rank=ranking.median_rank(), mean_rank=ranking.mean_rank())
+        return cls(recall, median_rank=ranking.median_rank(), mean_rank=ranking.mean_rank(), ranking=ranking)
 
     @classmethod
     def of_chance(cls, right: Tensor, candidates: int) -> Scores:
@@ -194,8 +199,8 @@ def retrieval_metrics(
 
     Raises EvaluationError for empty, NaN, infinite or all-zero embeddings and for indices out of range.
     """
-    image, text, owner = _checked(image_emb, text_emb, text_image)
-    i2t, t2i = _rankings(image, text, owner)
+    image, text, owner = checked(image_emb, text_emb, text_image)
+    i2t, t2i = rankings(image, text, owner)
     per_image = torch.bincount(owner, minlength=len(image))  # [I]
     return RetrievalMetrics(
         images=len(image),
@@ -222,10 +227,10 @@ def five_fold_1k_median_rank(
     An image with fewer captions starts over with its first. A split with fewer images than a fold is one
     fold; images after the last whole fold are left out.
     """
-    return _fold_median_rank(*_checked(image_emb, text_emb, text_image), folds, fold_images, captions)
+    return _fold_median_rank(*checked(image_emb, text_emb, text_image), folds, fold_images, captions)
 
 
-def _rankings(image: Tensor, text: Tensor, owner: Tensor) -> tuple[Ranking, Ranking]:
+def rankings(image: Tensor, text: Tensor, owner: Tensor) -> tuple[Ranking, Ranking]:
     """Rankings of image -> text and text -> image from one pass over the scores, in blocks of images.
 
     image [I, D], text [T, D]: float64, normalised; owner [T].
@@ -274,18 +279,21 @@ def _fold_median_rank(
         chosen = asked[fold * fold_images : (fold + 1) * fold_images]
         for c in range(captions):
             caption = by_image[first[chosen] + c % counts[chosen]]
-            i2t, t2i = _rankings(image[chosen], text[caption], torch.arange(fold_images, device=owner.device))
+            i2t, t2i = rankings(image[chosen], text[caption], torch.arange(fold_images, device=owner.device))
             medians.append((i2t.median_rank(), t2i.median_rank()))
     i2t_mean, t2i_mean = np.mean(medians, axis=0)
     return FoldMedianRank(folds, fold_images, captions, float(i2t_mean), float(t2i_mean))
 
 
-def _checked(
+def checked(
     image_emb: Array,
     text_emb: Array,
     text_image: Array | Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised float64 embeddings and int64 owners, on one device."""
+    """Normalised float64 embeddings [I, D] and [T, D] and int64 owners [T], on one device.
+
+    Raises EvaluationError as `retrieval_metrics`.
+    """
     image, text = torch.as_tensor(image_emb).detach(), torch.as_tensor(text_emb).detach()
     if image.device.type == "mps":  # has no float64
         image = image.cpu()

@@ -18,12 +18,11 @@ from ssmke.data.decode import decode_image
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ssmke.data.dataset import ImageTextShards
-    from ssmke.evaluation.embed import SplitEmbeddings
+    from ssmke.evaluation.embed import Images, SplitEmbeddings
 
 
 def retrieval_sheet(
-    shards: ImageTextShards,
+    shards: Images,
     found: SplitEmbeddings,
     queries: Sequence[int] | None = None,
     *,
@@ -71,5 +70,5 @@ def _draw(found: SplitEmbeddings, count: int, seed: int) -> list[int]:
     return [int(order[i]) for i in np.sort(first)[:count]]
 
 
-def _image(shards: ImageTextShards, found: SplitEmbeddings, row: int) -> Image:
+def _image(shards: Images, found: SplitEmbeddings, row: int) -> Image:
     return decode_image(shards.read(found.image_index[row]).image)

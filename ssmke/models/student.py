@@ -13,38 +13,35 @@ its batch and the weights, which is what makes resumed, accumulated and cached r
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ssmke import foreign_json
-from ssmke.differences import flatten
-from ssmke.errors import SSMKEError, WeightsError
+from ssmke.errors import DataError
 from ssmke.models.image_encoders import ImageEncoderConfig, build_image_encoder
 from ssmke.models.pixels import normalise_pixels
 from ssmke.models.shared import LayerScale, SharedConfig, build_shared
 from ssmke.models.text_encoders import TextEncoderConfig, build_text_encoder, load_tokenizer
-from ssmke.models.weights import first_line
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
+
+    from ssmke.models.processor import Pictures, Processor
 
 Outputs = dict[str, Tensor]
 """Student outputs by "<modality>.<level>": "image.output", "text.hidden", "image.prediction", ..."""
 
-FORMAT = "ssmke-student/1"
+IMAGE_BATCH = 64
+"""Images that `SSMKE.encode_image` embeds at a time."""
+TEXT_BATCH = 256
+"""Texts that `SSMKE.encode_text` embeds at a time."""
+SORTED_BATCHES = 64
+"""Batches of texts that are sorted by length together, so that little is padded."""
 
 
 @dataclass
@@ -162,29 +159,90 @@ class SSMKE(nn.Module):
         return tokens
 
     @torch.no_grad()
-    def encode_image(self, images: Tensor | Sequence[Image]) -> Tensor:
-        """Embeddings [B, D], L2-normalised fp32, of uint8 crops [B,3,S,S] or of PIL images of any size."""
-        if not isinstance(images, Tensor):
-            from ssmke.data.augmentation import canonical_box, render
+    def encode_image(self, images: Tensor | Pictures, batch_size: int = IMAGE_BATCH) -> Tensor:
+        """Embeddings [B, D], L2-normalised fp32, on the model's device.
 
-            crops = [
-                render(np.array(image), canonical_box(*image.size), False, self.image_size)
-                for image in images
-            ]
-            images = torch.from_numpy(np.stack(crops))
-        device = next(self.parameters()).device
-        return F.normalize(self(images=images.to(device))["image.output"].float(), dim=-1)
+        Args:
+            images: uint8 crops [B,3,S,S], embedded in one batch; or pictures of any size, one or several: PIL images,
+                files or uint8 arrays, read and embedded ``batch_size`` at a time.
+
+        Raises:
+            DataError: a picture cannot be used; the message says which and why.
+        """
+        if isinstance(images, Tensor):
+            return self._embed_crops(self.processor().crops(images))
+        from ssmke.models.processor import listed
+
+        pictures, processor = listed(images), self.processor()
+        found = [torch.empty(0, self.dim, device=self.device)]
+        for start in range(0, len(pictures), _at_least_one(batch_size)):
+            found.append(
+                self._embed_crops(processor.images(pictures[start : start + batch_size], first=start))
+            )
+        return torch.cat(found)
+
+    def _embed_crops(self, crops: Tensor) -> Tensor:
+        return F.normalize(self(images=crops.to(self.device))["image.output"].float(), dim=-1)
 
     @torch.no_grad()
-    def encode_text(self, ids: Tensor | Sequence[str], mask: Tensor | None = None) -> Tensor:
-        """Embeddings [B, D], L2-normalised fp32, of token ids with their mask, or of captions."""
-        if not isinstance(ids, Tensor):
-            from ssmke.data.tokens import tokenize
+    def encode_text(
+        self, texts: Tensor | str | Sequence[str], mask: Tensor | None = None, batch_size: int = TEXT_BATCH
+    ) -> Tensor:
+        """Embeddings [B, D], L2-normalised fp32, on the model's device.
 
-            ids, mask = tokenize(self.tokenizer(), ids, self.config.text.max_tokens)
-        assert mask is not None
-        device = next(self.parameters()).device
-        return F.normalize(self(ids=ids.to(device), mask=mask.to(device))["text.output"].float(), dim=-1)
+        Args:
+            texts: token ids int64 [B,L], embedded in one batch; or one text or several, embedded ``batch_size`` at
+                a time, those of like length together.
+            mask: with ids, bool [B,L], true where a token is real.
+
+        Raises:
+            DataError: ids without their mask, or a text that is none.
+        """
+        if isinstance(texts, Tensor):
+            if mask is None or mask.shape != texts.shape:
+                raise DataError(
+                    "encode_text: token ids [B, L] need their mask, bool [B, L], true at real tokens"
+                )
+            return self._embed_ids(texts, mask)
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        processor, run = self.processor(), SORTED_BATCHES * _at_least_one(batch_size)
+        found = torch.empty(len(texts), self.dim, device=self.device)
+        for start in range(0, len(texts), run):
+            ids, mask = processor.texts(texts[start : start + run], first=start)  # [R, L]
+            lengths = mask.sum(1)
+            for rows in torch.argsort(lengths, stable=True).split(batch_size):
+                longest = int(lengths[rows].max())
+                found[start + rows.to(found.device)] = self._embed_ids(
+                    ids[rows, :longest], mask[rows, :longest]
+                )
+        return found
+
+    def _embed_ids(self, ids: Tensor, mask: Tensor) -> Tensor:
+        outputs = self(ids=ids.to(self.device), mask=mask.to(self.device))
+        return F.normalize(outputs["text.output"].float(), dim=-1)
+
+    def similarity(self, images: Tensor | Pictures, texts: Tensor | str | Sequence[str]) -> Tensor:
+        """Cosine similarity [I, T] of images and texts: what `encode_image` and `encode_text` take, or gave (fp32)."""
+        image = images if _embedded(images, self.dim) else self.encode_image(images)
+        text = texts if _embedded(texts, self.dim) else self.encode_text(texts)
+        assert isinstance(image, Tensor)
+        assert isinstance(text, Tensor)
+        return F.normalize(image, dim=-1) @ F.normalize(text.to(image.device), dim=-1).T
+
+    def processor(self) -> Processor:
+        """Turns pictures and texts into the tensors that the model takes; kept, as its tokenizer takes time to read."""
+        from ssmke.models.processor import Processor
+
+        known: Processor | None = self.__dict__.get("_processor")
+        if known is None:
+            known = Processor(self.image_size, self.tokenizer(), self.config.text.max_tokens)
+            self.__dict__["_processor"] = known
+        return known
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the text encoder."""
@@ -197,108 +255,29 @@ class SSMKE(nn.Module):
 
     def save_pretrained(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
         """Writes config.json, model.safetensors and the tokenizer; ``state`` replaces the module's own."""
-        target = Path(folder)
-        folder = target.with_name(f".{target.name}.partial")
-        state = self.state_dict() if state is None else state
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            self._write_into(folder, state)
-            if target.exists():
-                shutil.rmtree(target)
-            folder.replace(target)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise WeightsError(
-                f"the model cannot be written to {target} ({error}): free space, or choose another"
-            ) from error
+        from ssmke.models import pretrained
 
-    def _write_into(self, folder: Path, state: dict[str, Tensor]) -> None:
-        save_file(
-            {name: value.contiguous().cpu() for name, value in state.items()}, folder / "model.safetensors"
-        )
-        self.tokenizer().save_pretrained(str(folder / "tokenizer"))
-        config = dataclasses.asdict(self.config)
-        config["image"]["weights"] = "none"
-        config["text"] |= {
-            "weights": "none",
-            "architecture": self.text_encoder.architecture(),
-            "tokenizer": "tokenizer",
-        }
-        text = json.dumps({"format": FORMAT, "student": config}, indent=2, sort_keys=True)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        pretrained.save(self, Path(folder), state)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> SSMKE:
-        """Loads what `save_pretrained` wrote, offline; raises `WeightsError` naming what is missing."""
-        folder = Path(folder)
-        try:
-            saved = foreign_json.loads((folder / "config.json").read_bytes())
-        except FileNotFoundError:
-            raise WeightsError(
-                f"{folder} has no config.json: give the folder of a trained model "
-                "(RUN/model, which training writes at its end)"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise WeightsError(
-                f"{folder / 'config.json'} is not JSON ({error}): copy the model again"
-            ) from None
-        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-            raise WeightsError(
-                f"{folder / 'config.json'} is not of format {FORMAT}: not an ssmke model folder"
-            )
-        try:
-            state = load_file(folder / "model.safetensors")
-        except Exception as error:
-            raise WeightsError(
-                f"{folder / 'model.safetensors'} cannot be read ({error}): copy the model again"
-            ) from None
-        try:
-            config = _student_config(saved["student"], folder)
-            _refuse_other_layers(saved["student"], len(state))
-            # A config may ask for any size: nothing is allocated before its shapes are those of the file.
-            with torch.device("meta"):
-                _match(cls(config, quiet=True), state)
-            model = cls(config, quiet=True)
-            model.load_state_dict(state)
-        except SSMKEError:
-            raise
-        except Exception as error:  # a value of another kind fails wherever it is first used
-            raise WeightsError(
-                f"{folder}: no model can be made of its config.json and model.safetensors ({type(error).__name__}: "
-                f"{first_line(error)}): copy the model again"
-            ) from error
-        return model.eval()
+    def from_pretrained(cls, source: str | Path) -> SSMKE:
+        """Loads what `save_pretrained` wrote: a folder, offline; else OWNER/NAME[@REVISION] from the Hugging Face hub.
+
+        Raises:
+            WeightsError: what is missing or damaged, or why the hub did not give it.
+        """
+        from ssmke.models import pretrained
+
+        return pretrained.load(source)
 
 
-def _match(skeleton: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or unexpected:
-        raise ValueError(f"missing {missing[:5]}, unexpected {unexpected[:5]}")
-    for name, shape in own.items():
-        if state[name].shape != shape:
-            raise ValueError(f"{name} is {tuple(state[name].shape)}, not {tuple(shape)}")
-
-
-def _refuse_other_layers(saved: Any, tensors: int) -> None:
-    """ValueError for a number of layers that the file has no tensors for: even empty ones would take for ever."""
-    for name, value in flatten(saved).items():
-        layers = "depth" in name or "layers" in name
-        if layers and isinstance(value, int) and value > tensors:
-            raise ValueError(f"{name} is {str(value)[:20]}, and there are {tensors} tensors")
-
-
-def _student_config(saved: dict[str, Any], folder: Path) -> StudentConfig:
-    for part in ("image", "text"):
-        if saved[part]["weights"] != "none":
-            raise ValueError(f"{part}.weights must be none")
-    text = {**saved["text"], "tokenizer": str(folder / saved["text"]["tokenizer"])}
-    return StudentConfig(
-        **{
-            **saved,
-            "image": ImageEncoderConfig(**saved["image"]),
-            "text": TextEncoderConfig(**text),
-            "shared": SharedConfig(**saved["shared"]),
-        }
+def _embedded(given: object, dim: int) -> bool:
+    return (
+        isinstance(given, Tensor) and given.is_floating_point() and given.ndim == 2 and given.shape[1] == dim
     )
+
+
+def _at_least_one(batch_size: int) -> int:
+    if batch_size < 1:
+        raise DataError(f"batch_size {batch_size}: must be at least 1")
+    return batch_size

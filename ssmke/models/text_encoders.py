@@ -238,7 +238,7 @@ def load_tokenizer(config: TextEncoderConfig, vocab_size: int | None = None) -> 
     """
     source = _tokenizer_source(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
     except Exception as error:  # transformers and its download back end raise what they like
         raise ConfigError(
             f"{FLAG}.tokenizer: no tokenizer at {source!r} ({first_line(error)}); give a folder with "
@@ -281,7 +281,7 @@ def _architecture(config: TextEncoderConfig) -> PreTrainedConfig:
     if known is not None:
         return _from_dict(known, config.name)
     try:
-        found = AutoConfig.from_pretrained(config.name)
+        found = AutoConfig.from_pretrained(config.name, trust_remote_code=False)
     except Exception as error:  # as in load_tokenizer
         raise WeightsError(
             f"{config.name}: no architecture for it on this machine and none from the hub "
@@ -335,7 +335,7 @@ def _load(
         if not quiet:
             warn_untrained(config.name, FLAG)
         return LoadReport("none", 0)
-    file = _hub_file(config.name) if config.weights == "hub" else resolve_path(config.weights)
+    file = hub_weights(config.name) if config.weights == "hub" else resolve_path(config.weights)
     given = official.text_weights(read_weights(file), str(getattr(backbone, "base_model_prefix", "bert")))
     beyond = official.blocks_beyond(given.state, architecture.num_hidden_layers, _LAYER)
     kept = official.drop(given, beyond)
@@ -344,7 +344,8 @@ def _load(
     )
 
 
-def _hub_file(name: str) -> Path:
+def hub_weights(name: str) -> Path:
+    """The weights file of a model on the hub, downloaded once. Raises `WeightsError`."""
     cause: Exception | None = None
     for candidate in ("model.safetensors", "pytorch_model.bin"):
         try:

@@ -29,6 +29,7 @@ from ssmke.objectives.bank import TargetBank
 from ssmke.objectives.contrast import MAX_LOGITS, image_text_contrast, normalise
 from ssmke.objectives.distillation import contrastive_distillation, kl_distillation, mse_distillation
 from ssmke.objectives.gather import all_gather
+from ssmke.objectives.objective import Objective
 
 Losses = dict[str, Tensor]
 """Scalars by name; "loss" is the sum that is minimised, "scale.*" the temperatures."""
@@ -80,8 +81,11 @@ class Stage(Enum):
     SURROGATE = "scalar whose gradient is a micro-batch's share"
 
 
-class SSMKEPretraining(nn.Module):
+class SSMKEPretraining(Objective):
     """Student, temperatures and target bank; ``forward(batch)`` gives the losses."""
+
+    student: SSMKE
+    separable = False  # every pair of the batch is a negative of every other
 
     def __init__(self, student: SSMKE, config: LossConfig, device: torch.device | str = "cpu") -> None:
         super().__init__()

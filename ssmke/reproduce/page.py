@@ -106,7 +106,7 @@ def _order(
         return []
     ranked = sorted(known, key=lambda key: -known[key].value)
     said = [f"Ours, best first: {'; '.join(VARIANTS[key].name for key in ranked)}."]
-    both = [key for key in ranked if key in figures["rows"]]
+    both = [key for key in ranked if None not in figures["rows"].get(key, [None])]
     if len(both) > 1:
         theirs = sorted(both, key=lambda key: -sum(figures["rows"][key]))
         same = "the same order" if theirs == both else "another order"

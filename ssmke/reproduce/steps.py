@@ -22,9 +22,9 @@ class Step:
     name: str
     """Unique among the steps, and the name of its log."""
     command: tuple[str, ...]
-    """The program's arguments after the interpreter's or launcher's own: see ``launches``."""
+    """A launcher script or a sub-command of ``ssmke`` (see ``launches``), and its arguments."""
     launches: bool
-    """Whether it is a launcher script, which DeepSpeed starts, or a sub-command of ``ssmke``."""
+    """Whether DeepSpeed starts it."""
     result: Path
     """The file that is there when the step is done."""
     variant: str
@@ -48,18 +48,19 @@ class Places:
 
 
 def variants_of(tables: Sequence[Table], scale: ScaleName) -> list[str]:
-    """Keys of the variants that ``tables`` train at ``scale``, each once, in order."""
-    keys = dict.fromkeys(key for table in tables for key in table.variants)
-    return [key for key in keys if scale in VARIANTS[key].flags]
+    """Keys of the variants that ``tables`` train at ``scale``, each once, what others start from before them."""
+    keys = [key for table in tables for key in table.variants if scale in VARIANTS[key].flags]
+    first = [base for key in keys if (base := VARIANTS[key].starts_from) is not None]
+    return list(dict.fromkeys((*first, *keys)))
 
 
 def steps_of(
     tables: Sequence[Table], scale: ScaleName, places: Places, more: Sequence[str] = (), seed: int = 0
 ) -> list[Step]:
-    """All steps of ``tables``; ``more`` are flags for every pretraining (``--optim.epochs 1``)."""
+    """All steps of ``tables``; ``more`` are flags for every training (``--optim.epochs 1``)."""
     found: list[Step] = []
     for key in variants_of(tables, scale):
-        found.append(_pretraining(key, scale, places, more, seed))
+        found.append(_training(key, scale, places, more, seed))
         for data in SCALE[scale].scored_on:
             found.append(_scoring(key, SCALE[scale], data, places))
     return found
@@ -93,15 +94,20 @@ def require_data(scale: ScaleName, places: Places) -> None:
         )
 
 
-def _pretraining(key: str, scale: ScaleName, places: Places, more: Sequence[str], seed: int) -> Step:
-    run = places.run(key)
-    trains_on = SCALE[scale].trains_on
-    shards = [str(places.data / name) for name in trains_on]
-    evaluated = places.data / next(iter(SCALE[scale].scored_on))
+def _training(key: str, scale: ScaleName, places: Places, more: Sequence[str], seed: int) -> Step:
+    variant, run = VARIANTS[key], places.run(key)
+    trains_on = variant.trains_on.get(scale, tuple(SCALE[scale].trains_on))
+    scored_on = next(
+        (name for name in trains_on if name in SCALE[scale].scored_on), next(iter(SCALE[scale].scored_on))
+    )
+    base = variant.starts_from
+    script, start = "pretrain.py", []
+    if base is not None:
+        script, start = "finetune_retrieval.py", ["--init", str(places.run(base) / "model")]
     command = [
-        "pretrain.py", "--deepspeed_config", "zero2.json", *recipe_flags(key, scale),
-        "--data.make", "nothing", "--data.shards", *shards, "--data.eval-shards", str(evaluated),
-        "--data.eval-split", SCALE[scale].split,
+        script, "--deepspeed_config", "zero2.json", *recipe_flags(key, scale), *start,
+        "--data.make", "nothing", "--data.shards", *(str(places.data / name) for name in trains_on),
+        "--data.eval-shards", str(places.data / scored_on), "--data.eval-split", SCALE[scale].split,
         "--seed", str(seed), "--runs-dir", str(places.root / "runs"), "--run-dir", str(run), "--resume", "auto", *more,
     ]  # fmt: skip
     return Step(key, tuple(command), True, run / "results.json", key)

@@ -52,6 +52,8 @@ class Variant:
     """What of the published one it is not, or why it is missing."""
     starts_from: str | None = None
     """Variant whose trained model it is finetuned from."""
+    trains_on: Mapping[ScaleName, tuple[str, ...]] = field(default_factory=dict)
+    """Folders below the data folder, where they are not those of the scale."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,23 @@ VARIANTS: Mapping[str, Variant] = {
         },
         {"small": "the recipe of this scale has its image encoder locked already"},
     ),
+    "finetuned-coco": Variant(
+        "the same, finetuned on COCO",
+        {"scenes": ("--recipe", "finetune-scenes"), "full": ("--recipe", "finetune-coco")},
+        {
+            "scenes": "one more epoch of contrast alone on the scenes that it was pretrained on",
+            "small": "the recipe of this scale has its image encoder locked",
+        },
+        starts_from="bank",
+        trains_on={"full": ("coco",)},
+    ),
+    "finetuned-flickr30k": Variant(
+        "the same, finetuned on Flickr30K",
+        {"full": ("--recipe", "finetune-flickr30k")},
+        {"scenes": "there is one data set of scenes", "small": "the recipe of this scale has its image encoder locked"},
+        starts_from="bank",
+        trains_on={"full": ("flickr30k",)},
+    ),
 }  # fmt: skip
 
 TABLES: Mapping[str, Table] = {
@@ -206,6 +225,12 @@ TABLES: Mapping[str, Table] = {
         ("bank", "teacher-finetuned", "teacher-data2vec2", "teacher-dino", "untrained-teacher", "none"),
         "BEiTv2 teaches retrieval best; data2vec 2.0 teaches worse than no teacher at all.",
         "teachers",
+    ),
+    "finetuning": Table(
+        "Retrieval finetuning",
+        ("bank", "finetuned-coco", "finetuned-flickr30k"),
+        "Five epochs of contrast on the data set that is searched: most on Flickr30K, which pretraining has not seen.",
+        "retrieval",
     ),
     "cheap-peers": Table(
         "Cheap ways of others",

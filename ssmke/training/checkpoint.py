@@ -19,7 +19,7 @@ from typing import Any
 
 from ssmke.errors import CheckpointError, ConfigError
 from ssmke.objectives.gather import rank, world_size
-from ssmke.objectives.pretraining import SSMKEPretraining
+from ssmke.objectives.objective import Objective
 from ssmke.training import universal
 from ssmke.training.checkpoint_files import (
     COMPLETE,
@@ -59,7 +59,7 @@ class CheckpointConfig:
 
 def save(
     engine: Any,
-    module: SSMKEPretraining,
+    module: Objective,
     folder: Path,
     progress: Progress,
     config: CheckpointConfig,
@@ -100,9 +100,17 @@ def save(
 
 
 def load(
-    engine: Any, module: SSMKEPretraining, info: CheckpointInfo, stage: int, say: Callable[[str], None]
+    engine: Any,
+    module: Objective,
+    info: CheckpointInfo,
+    config: CheckpointConfig,
+    stage: int,
+    say: Callable[[str], None],
 ) -> Progress:
-    """Restores engine and bank (collective), whatever ranks and ZeRO stage saved them; ``say`` tells of a change."""
+    """Restores engine and bank (collective), whatever ranks and ZeRO stage saved them; ``say`` tells of a change.
+
+    What exceeds ``keep`` goes then: the attempt before may have been killed between its last save and that.
+    """
     on_rank_zero(lambda: universal.require_plain(info.path))
     on_rank_zero(lambda: shutil.rmtree(_converted(info.path), ignore_errors=True))
     optimizer = _optimizer_name(engine)
@@ -118,6 +126,8 @@ def load(
         state = _load_converted(engine, info, stage, say)
     if module.bank is not None and "bank" in state:
         module.bank.load_state_dict(state["bank"])
+    # A newer one that is damaged stays, for whoever wants to look at it.
+    on_rank_zero(lambda: prune(info.path.parent, config.keep, info.path))
     return info.progress
 
 
@@ -176,14 +186,14 @@ def _optimizer_name(engine: Any) -> str:
     return type(getattr(engine.optimizer, "optimizer", engine.optimizer)).__name__
 
 
-def _require_space(folder: Path, module: SSMKEPretraining) -> None:
+def _require_space(folder: Path, module: Objective) -> None:
     """Checks on rank 0, before any rank writes, that a checkpoint will fit; fails on all ranks alike."""
     problem = on_rank_zero(lambda: _space_problem(folder, module))
     if problem is not None:
         raise CheckpointError(problem)
 
 
-def _space_problem(folder: Path, module: SSMKEPretraining) -> str | None:
+def _space_problem(folder: Path, module: Objective) -> str | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free

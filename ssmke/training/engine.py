@@ -1,31 +1,32 @@
-"""The DeepSpeed engine around `SSMKEPretraining`: one call is one optimiser step on one local batch.
+"""The DeepSpeed engine around an `Objective`: one call is one optimiser step on one local batch.
 
-Single pass without accumulation; with accumulation the two passes that keep all negatives (see
-`objectives.pretraining`). Nothing here synchronises with the device: losses come back as tensors.
+Single pass without accumulation; with accumulation one pass for each micro-batch, or the two passes that keep all
+negatives (see `objectives.pretraining`). Nothing here synchronises with the device: losses come back as tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ssmke.data.batch import Batch
 from ssmke.objectives.gather import rank
-from ssmke.objectives.pretraining import Losses, SSMKEPretraining, Stage
+from ssmke.objectives.objective import Objective
+from ssmke.objectives.pretraining import Losses, Stage
 from ssmke.training.ds_config import EngineConfig
 from ssmke.training.optimizer import OptimConfig, Schedule, build_optimizer, parameter_groups
 
+Trained = TypeVar("Trained", bound=Objective)
 
-class Engine:
-    """Trains an `SSMKEPretraining` under DeepSpeed."""
 
-    def __init__(
-        self, module: SSMKEPretraining, config: EngineConfig, optim: OptimConfig, schedule: Schedule
-    ) -> None:
+class Engine(Generic[Trained]):
+    """Trains an `Objective` under DeepSpeed."""
+
+    def __init__(self, module: Trained, config: EngineConfig, optim: OptimConfig, schedule: Schedule) -> None:
         import deepspeed
         from deepspeed.accelerator import get_accelerator
 
@@ -40,7 +41,7 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=config.json, dist_init_required=False
         )
-        self.module: SSMKEPretraining = self.deepspeed.module
+        self.module: Trained = self.deepspeed.module
         _cast_batch_norms(self.module)
         self._dropped = False
         if not hasattr(self.deepspeed.optimizer, "overflow"):  # no ZeRO and fp32: the optimiser is torch's
@@ -52,7 +53,10 @@ class Engine:
         A step whose gradient is not finite on any rank changes no weight on all ranks; `applied` tells.
         """
         rate = self.schedule.apply(self.deepspeed.optimizer.param_groups, step)
-        losses = self._single_pass(batch) if self.config.accumulation == 1 else self._two_passes(batch)
+        if self.config.accumulation == 1:
+            losses = self._single_pass(batch)
+        else:
+            losses = self._accumulated(batch) if self.module.separable else self._two_passes(batch)
         # A target that is not a number would make every loss so for as long as the bank holds it.
         if self.applied:
             self.module.remember(batch)
@@ -63,6 +67,10 @@ class Engine:
         self.deepspeed.backward(losses["loss"])
         self.deepspeed.step()
         return {name: value.detach() for name, value in losses.items()}
+
+    def _accumulated(self, batch: Batch) -> Losses:
+        parts = [self._single_pass(micro) for micro in batch.split(self.config.accumulation)]
+        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
     def _two_passes(self, batch: Batch) -> Losses:
         micro_batches = batch.split(self.config.accumulation)
@@ -96,7 +104,7 @@ class Engine:
         optimizer.step = step  # type: ignore[method-assign]
 
     @contextmanager
-    def whole_weights(self) -> Iterator[SSMKEPretraining]:
+    def whole_weights(self) -> Iterator[Trained]:
         """The module with every parameter whole on every rank, for evaluation (collective under ZeRO-3)."""
         self.module.eval()
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,14 +13,13 @@ import torch.distributed as dist
 
 from ssmke.cost.budget import EXIT_CODE
 from ssmke.objectives.gather import world_size
-from ssmke.recipes import Invocation
-from ssmke.training.pretrain import pretrain
+from ssmke.training.loop import Outcome
 from ssmke.training.ranks import Placement
 from ssmke.training.rendezvous import join_here, meets_here, require_restartable
 
 
-def launch(invocation: Invocation, environment: Mapping[str, str]) -> int:
-    """Joins the process group that the launcher's environment describes, trains, and leaves it.
+def launch(run: Callable[[Placement], Outcome], environment: Mapping[str, str]) -> int:
+    """Joins the process group that the launcher's environment describes, does the ``run``, and leaves it.
 
     Returns the exit code: 0 done or stopped with a checkpoint, 3 stopped by a budget with a checkpoint.
 
@@ -48,7 +47,7 @@ def launch(invocation: Invocation, environment: Mapping[str, str]) -> int:
     deepspeed.init_distributed()
     if not torch.cuda.is_available():
         unlink_shared_buffers(placement)
-    outcome = pretrain(invocation.recipe, invocation.deepspeed_config, placement)
+    outcome = run(placement)
     dist.destroy_process_group()
     return EXIT_CODE if outcome.over_budget else 0
 

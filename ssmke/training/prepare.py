@@ -9,7 +9,9 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
 
 from ssmke.data.dataset import ImageTextShards
@@ -22,11 +24,20 @@ from ssmke.objectives.bank import TargetBank
 from ssmke.objectives.contrast import normalise
 from ssmke.objectives.gather import world_size
 from ssmke.objectives.pretraining import SSMKEPretraining
-from ssmke.recipes import Recipe
+from ssmke.recipes import DataConfig, Recipe
 from ssmke.targets.build import TargetModel, build_targets
 from ssmke.targets.cache import CacheIdentity, TargetCache
 from ssmke.targets.frozen import FrozenTokens
 from ssmke.training.ranks import on_all_ranks, on_rank_zero
+from ssmke.training.trained import trained_student
+
+
+class FromShards(Protocol):
+    """A recipe that trains on shards."""
+
+    data: DataConfig
+    seed: int
+
 
 Say = Callable[[str], None]
 Check = Callable[[], None]
@@ -36,11 +47,11 @@ REMOTE_WINDOW = 16
 """Shards that pairs are shuffled among where shards are remote. Never made to fit the disk: it decides the order."""
 
 
-def open_shards(recipe: Recipe, say: Say) -> ImageTextShards:
+def open_shards(recipe: FromShards, say: Say) -> ImageTextShards:
     """The training split; renders the scenes first where the recipe says so and they are missing (rank 0)."""
     data = recipe.data
     if data.make == "scenes":
-        on_rank_zero(lambda: _render_scenes(data.places[0], say))
+        on_rank_zero(lambda: render_scenes(data.places[0], say))
     on_rank_zero(lambda: _check_splits(recipe))
     opened: list[ImageTextShards] = []
 
@@ -61,7 +72,7 @@ def open_shards(recipe: Recipe, say: Say) -> ImageTextShards:
     return shards
 
 
-def open_evaluation(recipe: Recipe) -> ImageTextShards:
+def open_evaluation(recipe: FromShards) -> ImageTextShards:
     """The evaluation split of the datasets that are for evaluation, or of those trained on that have it."""
     data = recipe.data
     places = data.eval_places or data.places
@@ -73,8 +84,8 @@ def open_evaluation(recipe: Recipe) -> ImageTextShards:
         ) from error.__cause__
 
 
-def epoch_order(recipe: Recipe, shards: ImageTextShards) -> EpochOrder:
-    """Which pairs an epoch shows, in which order.
+def epoch_order(recipe: FromShards, shards: ImageTextShards, *, images: bool = False) -> EpochOrder:
+    """Which pairs an epoch shows, in which order; or, with ``images``, which images.
 
     Raises:
         ConfigError: two windows of remote shards do not fit into their local copy.
@@ -91,12 +102,23 @@ def epoch_order(recipe: Recipe, shards: ImageTextShards) -> EpochOrder:
                 f"--data.stream.window {window} needs {needed:.3g} GB for the shards of {url}, more than "
                 f"--data.remote.cache-gigabytes {remote.cache_gigabytes:g}: give more, or a smaller window"
             )
-    parts = zip(shards.pairs_by_directory, recipe.data.parts, strict=True)
-    sources = [Source(pairs, part.weight, part.name) for pairs, part in parts]
-    return EpochOrder(sources, recipe.seed, shards.first_pairs, window)
+    counts, firsts = shards.pairs_by_directory, shards.first_pairs
+    if images:
+        found: dict[Path, int] = {}
+        for path, info, _ in shards.shards:
+            found[path.parent] = found.get(path.parent, 0) + info.images
+        counts, firsts = (
+            list(found.values()),
+            np.array([*(first for *_, first in shards.shards), shards.images]),
+        )
+    sources = [
+        Source(count, part.weight, part.name) for count, part in zip(counts, recipe.data.parts, strict=True)
+    ]
+    return EpochOrder(sources, recipe.seed, firsts, window)
 
 
-def _render_scenes(folder: str, say: Say) -> None:
+def render_scenes(folder: str, say: Say) -> None:
+    """The rendered scenes in ``folder``, made if they are missing (rank 0)."""
     if (Path(folder) / "manifest.json").exists():
         return
     from ssmke.data.sources.scenes import ScenesConfig, write_scenes
@@ -105,7 +127,7 @@ def _render_scenes(folder: str, say: Say) -> None:
     write_scenes(folder, ScenesConfig(), workers=2)
 
 
-def _check_splits(recipe: Recipe) -> None:
+def _check_splits(recipe: FromShards) -> None:
     ImageTextShards.open(recipe.data.places, recipe.data.split, recipe.data.remote)
     open_evaluation(recipe)
 
@@ -192,8 +214,12 @@ def build_module(
     wanted = recipe.model.prediction_dim
     if teacher is not None and wanted not in (None, teacher.dim):
         raise ConfigError(f"--model.prediction-dim {wanted} is not the teacher's {teacher.dim}: leave it out")
-    model = dataclasses.replace(recipe.model, prediction_dim=teacher.dim if teacher is not None else wanted)
-    student = SSMKE(model)
+    width = teacher.dim if teacher is not None else wanted
+    if recipe.init is None:
+        student = SSMKE(dataclasses.replace(recipe.model, prediction_dim=width))
+    else:
+        student = trained_student(recipe.init, recipe.model, width)
+    model = student.config
     if teacher is not None and recipe.targets.mode == "online" and teacher.image_size != student.image_size:
         raise ConfigError(
             f"the teacher sees {teacher.image_size} pixels, the student {student.image_size}: an online teacher "
@@ -202,8 +228,13 @@ def build_module(
     curriculum = recipe.data.curriculum
     if curriculum.active:
         student.image_encoder.check_views(curriculum.image_size or student.image_size, curriculum.patch_drop)
-    say(f"image encoder {model.image.name}: {student.image_encoder.load_report}")
-    say(f"text encoder {model.text.name}: {student.text_encoder.load_report}")
+    if recipe.init is None:
+        say(f"image encoder {model.image.name}: {student.image_encoder.load_report}")
+        say(f"text encoder {model.text.name}: {student.text_encoder.load_report}")
+    else:
+        say(
+            f"begins with {recipe.init}: {model.image.name} and {model.text.name}, {student.image_size} pixels"
+        )
     counts = {name: f"{n / 1e6:.2f}M" for name, n in student.parameter_table().items()}
     say("student " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     loss = dataclasses.replace(recipe.loss, bank_size=min(recipe.loss.bank_size, images))

@@ -1,22 +1,17 @@
 """A pretraining run, assembled: data -> targets -> student -> engine -> loop -> weights, scores, cost.
 
 Reads top to bottom as what happens. Each stage is another module's; here they are only put in order, with the
-phases that the cost ledger distinguishes and with the clean end that every way out needs.
+phases that the cost ledger distinguishes. The clean end that every way out needs is `session`'s.
+Finetuning for retrieval is the same run, of a recipe without teacher, from a trained student (``--init``).
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from ssmke.cost.budget import Budget, BudgetSpent
 from ssmke.cost.meter import CostMeter
 from ssmke.data.atomic import write_json
 from ssmke.data.curriculum import Curriculum
@@ -24,24 +19,18 @@ from ssmke.data.dataset import ImageTextShards
 from ssmke.data.manifest import Manifest
 from ssmke.data.shards import keys_digest
 from ssmke.data.stream import BatchStream, PairBatches, StreamPlan
-from ssmke.errors import CheckpointError, SSMKEError
 from ssmke.evaluation.embed import embed_split
 from ssmke.evaluation.retrieval import RetrievalMetrics, retrieval_metrics
 from ssmke.evaluation.sheet import retrieval_sheet
 from ssmke.objectives.gather import rank, world_size
+from ssmke.objectives.pretraining import SSMKEPretraining
 from ssmke.recipes import Recipe
 from ssmke.tracking import Tracker
-from ssmke.training import checkpoint, ds_config
 from ssmke.training.compute import prepare_online_teacher, prepare_student
-from ssmke.training.control import Control
 from ssmke.training.engine import Engine
-from ssmke.training.loop import LoopConfig, Outcome, train
-from ssmke.training.memory_errors import clear_memory_errors
-from ssmke.training.nonfinite import SkippedSteps
+from ssmke.training.loop import Outcome
 from ssmke.training.optimizer import Schedule
-from ssmke.training.preemption import Preemption
 from ssmke.training.prepare import (
-    Say,
     build_module,
     epoch_order,
     fill_bank,
@@ -53,10 +42,11 @@ from ssmke.training.prepare import (
 )
 from ssmke.training.progress import Progress
 from ssmke.training.ranks import Placement, barrier, on_rank_zero
-from ssmke.training.results import closing_table, leave_dashboard, print_line
-from ssmke.training.run_folder import RunFolder, keep_identity, open_run, truncate_metrics
+from ssmke.training.results import closing_table
+from ssmke.training.run_folder import RunFolder
+from ssmke.training.session import Session, hold
 from ssmke.training.spending import Spending, count_work
-from ssmke.training.watchdog import Watchdog
+from ssmke.training.trained import remember_init
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,126 +58,12 @@ def pretrain(recipe: Recipe, deepspeed_config: str, placement: Placement) -> Out
     Returns when the run is done or was stopped with a checkpoint (by a signal, a budget or ``--stop-after``);
     every foreseen failure is an `SSMKEError` raised before anything that was earned is lost.
     """
-    began = time.monotonic()
-    say: Say = print_line if rank() == 0 else (lambda line: None)
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", placement.local_rank) if cuda else torch.device("cpu")
-    engine_config = ds_config.resolve(
-        ds_config.load(deepspeed_config),
-        deepspeed_config,
-        batch_size=recipe.optim.batch_size,
-        world_size=world_size(),
-        cuda=cuda,
-    )
-    run = open_run(recipe.resolved())
-    say(f"run {run.path}{' (resumed)' if run.resumed else ''}")
-    on_rank_zero(lambda: write_json(run.path / "deepspeed.json", engine_config.json))
-    meter = _meter(recipe, run, placement, cuda)
-    meter.start()
-    with meter.phase("setup"):
-        tracker = Tracker.start(
-            recipe.tracking,
-            run_dir=run.path,
-            run_name=f"{recipe.name}/{run.path.name}",
-            workspace=Path(recipe.runs_dir),
-            rank=rank(),
-            lineage=run.lineage,
-            environment=placement.environment,
-        )
-    budget = Budget(recipe.cost)
-    watchdog = Watchdog(recipe.faults, run.path, run.attempt)
-    control = Control(lambda: budget.spent(meter.totals()) if budget.limited else None, watchdog.vitals.beat)
-    source = recipe.faults.preemption if placement.local_rank == 0 else "off"
-    preemption = Preemption(source, control.request, say)
-    devices = world_size() if cuda else placement.nodes  # as the meter counts them: on CPU a node is one
-    reason, status, left = "failed", "FAILED", "an error of its own"
-    try:
-        control.listen()
-        watchdog.start(lambda: meter.close("failed"))
-        preemption.start()
-        on_rank_zero(
-            lambda: budget.check_before(meter.totals(), measures_energy=any(d.energy for d in meter.devices))
-        )
-        outcome = _run(
-            recipe, engine_config, run, meter, watchdog, tracker, control, budget, say, device, devices, began
-        )
-        left = ""
-        reason, status = ("finished", "FINISHED") if outcome.stopped is None else ("preempted", "KILLED")
-        reason = "budget" if outcome.over_budget else reason
-    except BudgetSpent:
-        reason, status = "budget", "KILLED"
-        raise
-    except SSMKEError as error:
-        left = str(error)
-        if control.signal is not None:
-            reason, status = "preempted", "KILLED"
-        raise
-    except KeyboardInterrupt:
-        reason, status, left = "interrupted", "KILLED", "interrupted"
-        raise
-    except Exception as error:
-        left = f"{type(error).__name__}: {error}"
-        lost = watchdog.explain(error)
-        if lost is not None:
-            raise lost from error
-        raise
-    finally:
-        preemption.close()
-        watchdog.stop(left)
-        meter.close(reason)
-        leave_dashboard(run, tracker)
-        tracker.finish(status)
-        # Last: a launcher that ends all ranks after the first must not cut this short.
-        control.close()
-    if outcome.over_budget:
-        barrier()  # the launcher ends all ranks when the first leaves with a code: rank 0 must be done by then
-    return outcome
+    return hold(recipe, deepspeed_config, placement, lambda session: _run(recipe, session))
 
 
-def _meter(recipe: Recipe, run: RunFolder, placement: Placement, cuda: bool) -> CostMeter:
-    gpus = [torch.cuda.get_device_properties(i) for i in range(placement.local_size)] if cuda else []
-    names = {f"GPU-{gpu.uuid}": gpu.name for gpu in gpus}
-    return CostMeter(
-        run.path,
-        lineage=run.lineage,
-        attempt=run.attempt,
-        config=recipe.cost,
-        node_rank=placement.node_rank,
-        local_rank=placement.local_rank,
-        nodes=placement.nodes,
-        device_ids=list(names),
-        device_names=names,
-        visible=placement.environment.get("CUDA_VISIBLE_DEVICES") if cuda else "",
-        facts={"recipe": recipe.name, "ranks": world_size()},
-    )
-
-
-def _run(
-    recipe: Recipe,
-    engine_config: ds_config.EngineConfig,
-    run: RunFolder,
-    meter: CostMeter,
-    watchdog: Watchdog,
-    tracker: Tracker,
-    control: Control,
-    budget: Budget,
-    say: Say,
-    device: torch.device,
-    devices: int,
-    began: float,
-) -> Outcome:
-    @contextmanager
-    def phase(name: str) -> Iterator[None]:
-        micro, file = engine_config.micro_batch, engine_config.path
-        with (
-            watchdog.vitals.phase(name),
-            meter.phase(name),
-            clear_memory_errors(name, micro_batch=micro, config=file),
-        ):
-            yield
-
-    say(f"price: {meter.quote.label}")
-    tracker.params({"recipe": recipe.resolved(), "deepspeed": engine_config.json, "ranks": world_size()})
+def _run(recipe: Recipe, session: Session) -> Outcome:
+    engine_config, run, meter, tracker = session.engine_config, session.run, session.meter, session.tracker
+    control, say, device, phase = session.control, session.say, session.device, session.phase
     with phase("setup"):
         shards = open_shards(recipe, say)
         evaluation = open_evaluation(recipe)
@@ -199,6 +75,11 @@ def _run(
     with phase("target_cache"):
         cache = prepare_targets(recipe, shards, teacher, say, control.check)
     with phase("setup"):
+        if recipe.init is not None:
+            folder = recipe.init
+            began_with = on_rank_zero(lambda: remember_init(run.path, folder, resumed=run.resumed))
+            meter.note(init=began_with)
+            tracker.params({"init_sha256": began_with})
         module = build_module(recipe, teacher, shards.images, device, say)
         parameters = module.student.parameter_table()["total"]
         shapes = count_work(recipe, module, teacher, say)
@@ -214,7 +95,7 @@ def _run(
     with phase("setup"):
         engine = Engine(module, engine_config, recipe.optim, Schedule(recipe.optim, plan.steps))
         data = keys_digest(info.sha256 for _, info, _ in shards.shards)
-        start = _resume(run, engine, data, say)
+        start = session.resume(engine, data)
         if start == 0:
             fill_bank(recipe, module.bank, cache, shards, device)
         encoder = module.student.image_encoder
@@ -223,7 +104,7 @@ def _run(
             shards,
             plan,
             module.student.tokenizer(),
-            recipe.model.text.max_tokens,
+            module.student.config.text.max_tokens,
             module.student.image_size,
             recipe.data.augmentation,
             cache,
@@ -235,24 +116,17 @@ def _run(
         )
         stream = BatchStream(batches, recipe.data.stream, start, pin=device.type == "cuda")
     meter.note(parameters=parameters, pairs_per_epoch=plan.pairs)
-    spending = Spending(meter, budget, plan.steps, shapes=shapes, dtype=engine_config.dtype, devices=devices)
+    spending = Spending(
+        meter,
+        session.budget,
+        plan.steps,
+        shapes=shapes,
+        dtype=engine_config.dtype,
+        devices=session.devices,
+    )
     progress = Progress(run.metrics, plan, meter, spending, tracker, say)
     if recipe.data.curriculum.active:
         say(f"curriculum: {curriculum}")
-    micro, accumulation = engine_config.micro_batch, engine_config.accumulation
-    say(
-        f"training {plan.steps} steps of {plan.batch_size} pairs ({world_size()} ranks x {micro} x {accumulation}), "
-        f"{plan.epochs} epochs of {plan.pairs:,} pairs, ZeRO-{engine_config.zero_stage} on {device.type}; "
-        f"ready after {time.monotonic() - began:.1f} s"
-    )
-
-    def save(step: int) -> None:
-        on_rank_zero(lambda: keep_identity(run, recipe.resolved(), say))
-        state = checkpoint.Progress(step, step * plan.batch_size, run.lineage, data)
-        path = checkpoint.save(
-            engine.deepspeed, module, run.checkpoints, state, recipe.checkpoint, engine_config.zero_stage
-        )
-        say(f"checkpoint {path}")
 
     def score(step: int) -> None:
         found = evaluate(engine, evaluation)
@@ -262,38 +136,10 @@ def _run(
         i2t, t2i = found.metrics.image_to_text.recall, found.metrics.text_to_image.recall
         say(f"step {step}  {recipe.data.eval_split}  R@1 image->text {i2t[1]:.2f}  text->image {t2i[1]:.2f}")
 
-    outcome = train(
-        engine,
-        stream,
-        plan,
-        LoopConfig(
-            recipe.checkpoint,
-            recipe.log_every,
-            recipe.evaluate_every,
-            recipe.stop_after,
-            recipe.faults.deadline_seconds,
-        ),
-        start=start,
-        teacher=teacher,
-        phase=phase,
-        meter=meter,
-        watchdog=watchdog,
-        skipped_steps=SkippedSteps(
-            run.path / "nonfinite.jsonl", recipe.faults.max_nonfinite, scaled=engine_config.dtype == "fp16"
-        ),
-        progress=progress,
-        control=control,
-        say=say,
-        save=save,
-        evaluate=score,
+    outcome = session.train(
+        engine, stream, plan, start, data=data, progress=progress, evaluate=score, teacher=teacher
     )
-    progress.close()
     if outcome.stopped is not None:
-        spent = f": {budget.spent(meter.totals())}; raise it and" if outcome.over_budget else ";"
-        since = "" if control.asked_at is None else f" ({time.monotonic() - control.asked_at:.1f} s after it)"
-        say(
-            f"stopped by {outcome.stopped}{since} after step {outcome.step}{spent} go on with --resume {run.path}"
-        )
         return outcome
     with phase("evaluation"):
         export(engine, run)
@@ -302,26 +148,6 @@ def _run(
             _conclude(recipe, run, plan, progress, spending, outcome, meter, tracker, found)
         barrier()
     return outcome
-
-
-def _resume(run: RunFolder, engine: Engine, data: str, say: Say) -> int:
-    info = on_rank_zero(lambda: checkpoint.newest(run.checkpoints)) if run.resumed else None
-    if info is None:
-        on_rank_zero(lambda: truncate_metrics(run.metrics, 0))
-        return 0
-    if info.progress.data != data:
-        raise CheckpointError(
-            f"{info.path} was trained on other shards than --data.shards now hold: the order of pairs would not go on; "
-            "restore them, or start a new run"
-        )
-    done = checkpoint.load(engine.deepspeed, engine.module, info, engine.config.zero_stage, say)
-    if done.lineage != run.lineage:
-        raise CheckpointError(
-            f"{info.path} belongs to run {done.lineage}, not {run.lineage}: it was copied here"
-        )
-    on_rank_zero(lambda: truncate_metrics(run.metrics, done.step))
-    say(f"resumed after step {done.step} from {info.path}")
-    return done.step
 
 
 @dataclass(frozen=True)
@@ -334,7 +160,7 @@ class Evaluation:
     """Names of the datasets, joined by "+"."""
 
 
-def evaluate(engine: Engine, shards: ImageTextShards) -> Evaluation | None:
+def evaluate(engine: Engine[SSMKEPretraining], shards: ImageTextShards) -> Evaluation | None:
     """Embeds ``shards`` with all ranks (collective) and scores them on rank 0; None elsewhere."""
     with engine.whole_weights() as module:
         embeddings = embed_split(module.student, shards)
@@ -347,7 +173,7 @@ def evaluate(engine: Engine, shards: ImageTextShards) -> Evaluation | None:
     return Evaluation(metrics, retrieval_sheet(shards, embeddings), "+".join(names))
 
 
-def export(engine: Engine, run: RunFolder) -> None:
+def export(engine: Engine[SSMKEPretraining], run: RunFolder) -> None:
     """Writes the final weights, fp32, as a model folder (collective)."""
     state = engine.student_state()
     if state is not None:

@@ -130,9 +130,9 @@ class Progress:
         parts = [
             f"step {step}/{self.plan.steps}",
             f"epoch {step / self.plan.steps_per_epoch:.2f}",
-            f"loss {mean['loss']:.3f} ({_short(mean)})",
+            f"loss {mean['loss']:.3f}{_short(mean)}",
             f"lr {rate:.1e}",
-            f"{self.pairs_per_second:,.0f} pairs/s",
+            f"{self.pairs_per_second:,.0f} {self.plan.unit}/s",
             f"data {100 * waited / seconds:.0f}%",
             f"{memory:.1f} GB",
             f"ETA {duration(left)}",
@@ -173,8 +173,11 @@ def keys_sum(keys: Iterable[str]) -> int:
 
 
 def _short(mean: dict[str, float]) -> str:
-    names = {"contrast": "contrast", "distillation": "kd"}
-    return ", ".join(f"{short} {mean[name]:.3f}" for name, short in names.items() if name in mean)
+    """The parts of the loss; those of a part have names with a dot."""
+    short = {"distillation": "kd"}
+    parts = {name: value for name, value in mean.items() if name != "loss" and "." not in name}
+    said = ", ".join(f"{short.get(name, name)} {value:.3f}" for name, value in parts.items())
+    return f" ({said})" if said else ""
 
 
 def _memory_gb() -> float:

@@ -54,6 +54,7 @@ ADDED: dict[str, Any] = {
     "data.curriculum.image_size": None,
     "data.curriculum.patch_drop": 0.0,
     "data.curriculum.share": 0.8,
+    "init": None,
     "model.image.freeze_blocks": 0,
     "model.text.freeze_layers": 0,
 }

@@ -19,7 +19,8 @@ EACH = [(scale, key) for scale in SCALES for key, variant in VARIANTS.items() if
 def test_flags_make_a_recipe(scale: ScaleName, key: str) -> None:
     recipe = parse_recipe(recipe_flags(key, scale), "test")
     taught = recipe.loss.distillation != "none"
-    assert taught == (key not in ("none", "locked-image", "frozen-towers"))
+    untaught = ("none", "locked-image", "frozen-towers", "finetuned-coco", "finetuned-flickr30k")
+    assert taught == (key not in untaught)
 
 
 def test_two_models_of_a_scale_are_never_the_same_recipe() -> None:
@@ -37,10 +38,10 @@ def test_what_a_scale_lacks_says_why() -> None:
 def test_published_figures_have_a_value_a_column_and_a_model() -> None:
     figures = published()
     for name in (found.published for found in TABLES.values() if found.published):
-        assert set(figures[name]["rows"]) <= {*VARIANTS, "finetuned"}
+        assert set(figures[name]["rows"]) <= set(VARIANTS)
         for row in figures[name]["rows"].values():
             assert len(row) == len(figures[name]["columns"])
-            assert all(0 < value <= 100 for value in row)
+            assert all(value is None or 0 < value <= 100 for value in row)
 
 
 def test_shared_models_are_trained_once(tmp_path: Path) -> None:
@@ -50,6 +51,21 @@ def test_shared_models_are_trained_once(tmp_path: Path) -> None:
     assert trained == variants_of(tables, "scenes")
     assert len(set(trained)) == len(trained) < sum(len(found.variants) for found in tables)
     assert len({step.result for step in steps}) == len(steps)
+
+
+def test_finetuning_comes_after_what_it_starts_from(tmp_path: Path) -> None:
+    names = [
+        step.name for step in steps_of([TABLES["finetuning"]], "full", Places(tmp_path, tmp_path / "data"))
+    ]
+    assert names.index("bank") < names.index("finetuned-coco")
+    [step] = [
+        step
+        for step in steps_of([TABLES["finetuning"]], "full", Places(tmp_path, Path("d")))
+        if step.name == "finetuned-flickr30k"
+    ]
+    assert step.command[0] == "finetune_retrieval.py"
+    assert step.command[step.command.index("--init") + 1] == str(tmp_path / "runs/bank/model")
+    assert step.command[step.command.index("--data.shards") + 1] == "d/flickr30k"
 
 
 def test_an_unknown_table_lists_the_known_ones() -> None:

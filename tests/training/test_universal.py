@@ -101,7 +101,9 @@ def _rank(rank: int, port: int, folder: Path) -> None:
             assert info is not None
             engine = _engine(stage, seed=number)
             options = _options(engine)
-            checkpoint.load(engine, engine.module, info, checkpoint.CheckpointConfig(keep=9), stage, said.append)
+            checkpoint.load(
+                engine, engine.module, info, checkpoint.CheckpointConfig(keep=9), stage, said.append
+            )
             assert _options(engine) == options
             assert engine.global_steps == STEPS * number
         found.append(_train(engine, STEPS * number, rank))
