@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
             return 0
         if scale == "scenes":
             _render_scenes(places)
-        require_data(scale, places)
+        require_data(chosen, scale, places)
         from ssmke.reproduce.running import run_steps
 
         run_steps(steps, places.root, ranks, _say)
@@ -85,7 +85,7 @@ def _print_plan(
     steps: Sequence[Step], scale: ScaleName, places: Places, arguments: argparse.Namespace
 ) -> None:
     from ssmke.reproduce.steps import recipe_flags
-    from ssmke.reproduce.variants import SCALE, VARIANTS
+    from ssmke.reproduce.variants import HALVES, SCALE, VARIANTS
 
     trainings = [step for step in steps if step.launches]
     done = sum(step.result.exists() for step in steps)
@@ -102,6 +102,9 @@ def _print_plan(
     chooser = argparse.ArgumentParser()
     forecast.add(chooser.add_subparsers())
     for step in trainings:
+        if step.variant in HALVES:
+            _say(f"  {step.variant:<42} distillation, not forecast")
+            continue
         flags = recipe_flags(step.variant, scale)
         at = flags.index("--recipe")
         recipe, own = flags[at + 1], [*flags[:at], *flags[at + 2 :]]

@@ -35,6 +35,7 @@ class Outcome:
     loss: tuple[float, ...] = ()
     """Of the contrastive part, a step each: what all variants have in common."""
     device_hours: float | None = None
+    """Of its training and the distillation of its halves; not of the model that it is finetuned from."""
     usd: float | None = None
 
 
@@ -60,13 +61,14 @@ def _outcome(key: str, scale: ScaleName, places: Places, costs: Report | None) -
         path = places.result(key, data)
         if path.exists():
             scores |= {(data, name): score for name, score in _scores(path).items()}
-    own = [run for run in costs.runs if run.name == key] if costs is not None else []
-    usage = own[0].usage if own else None
+    names = (key, *VARIANTS[key].halves)
+    own = [run.usage for run in costs.runs if run.name in names] if costs is not None else []
+    known = [float(usage.usd) for usage in own if usage.usd is not None]
     return Outcome(
         scores,
         _curve(places.run(key) / "metrics.jsonl"),
-        usage.device_hours if usage is not None else None,
-        float(usage.usd) if usage is not None and usage.usd is not None else None,
+        sum(usage.device_hours for usage in own) if own else None,
+        sum(known) if own and len(known) == len(own) else None,
     )
 
 

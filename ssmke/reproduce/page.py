@@ -82,7 +82,7 @@ def _published(figures: Mapping[str, Any], key: str) -> list[str]:
     if key not in figures["rows"]:
         return ["-"] * len(shown)
     return [
-        f"{value:g}"
+        "-" if value is None else f"{value:g}"
         for name, value in zip(figures["columns"], figures["rows"][key], strict=True)
         if name in shown
     ]

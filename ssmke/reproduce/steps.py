@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssmke.errors import ConfigError
-from ssmke.reproduce.variants import SCALE, VARIANTS, Scale, ScaleName, Table
+from ssmke.reproduce.variants import HALVES, SCALE, VARIANTS, Scale, ScaleName, Table
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Step:
     result: Path
     """The file that is there when the step is done."""
     variant: str
-    """Key of the variant that it is for."""
+    """Key of the variant, or half, that it is for."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ def variants_of(tables: Sequence[Table], scale: ScaleName) -> list[str]:
 def steps_of(
     tables: Sequence[Table], scale: ScaleName, places: Places, more: Sequence[str] = (), seed: int = 0
 ) -> list[Step]:
-    """All steps of ``tables``; ``more`` are flags for every training (``--optim.epochs 1``)."""
+    """All steps of ``tables``; ``more`` are flags for every model's training (``--optim.epochs 1``)."""
     found: list[Step] = []
     for key in variants_of(tables, scale):
+        found += [_distillation(half, scale, places, seed) for half in VARIANTS[key].halves]
         found.append(_training(key, scale, places, more, seed))
         for data in SCALE[scale].scored_on:
             found.append(_scoring(key, SCALE[scale], data, places))
@@ -72,21 +73,24 @@ def recipe_flags(key: str, scale: ScaleName) -> list[str]:
     return list(own) if "--recipe" in own else ["--recipe", SCALE[scale].recipe, *own]
 
 
-def missing_data(scale: ScaleName, places: Places) -> list[str]:
-    """A line for each data folder that is needed and not there: the command that makes it."""
+def missing_data(tables: Sequence[Table], scale: ScaleName, places: Places) -> list[str]:
+    """A line for each data folder that is needed and not there: what makes it."""
     found = SCALE[scale]
+    how = {name: f"ssmke data get {name} --out DIR" for name in found.scored_on} | dict(found.trains_on)
+    for key in variants_of(tables, scale):
+        for half in VARIANTS[key].halves:
+            how.setdefault(HALVES[half].data[scale][1], HALVES[half].made_by)
     lines = []
-    for name in dict.fromkeys((*found.trains_on, *found.scored_on)):
+    for name, command in how.items():
         folder = places.data / name
-        if not (folder / "manifest.json").exists():
-            how = found.trains_on.get(name, f"ssmke data get {name} --out DIR").replace("DIR", str(folder))
-            lines.append(f"{folder}: {how}")
+        if not (folder / "manifest.json").exists() and not (name == "openwebtext" and folder.exists()):
+            lines.append(f"{folder}: {command.replace('DIR', str(folder))}")
     return lines
 
 
-def require_data(scale: ScaleName, places: Places) -> None:
+def require_data(tables: Sequence[Table], scale: ScaleName, places: Places) -> None:
     """ConfigError that says how to make what is missing."""
-    missing = missing_data(scale, places)
+    missing = missing_data(tables, scale, places)
     if missing:
         raise ConfigError(
             f"--data {places.data} lacks what --scale {scale} trains or is scored on; make it with\n  "
@@ -104,6 +108,8 @@ def _training(key: str, scale: ScaleName, places: Places, more: Sequence[str], s
     script, start = "pretrain.py", []
     if base is not None:
         script, start = "finetune_retrieval.py", ["--init", str(places.run(base) / "model")]
+    for half in variant.halves:
+        start += [HALVES[half].weights, str(places.run(half) / "model")]
     command = [
         script, "--deepspeed_config", "zero2.json", *recipe_flags(key, scale), *start,
         "--data.make", "nothing", "--data.shards", *(str(places.data / name) for name in trains_on),
@@ -111,6 +117,17 @@ def _training(key: str, scale: ScaleName, places: Places, more: Sequence[str], s
         "--seed", str(seed), "--runs-dir", str(places.root / "runs"), "--run-dir", str(run), "--resume", "auto", *more,
     ]  # fmt: skip
     return Step(key, tuple(command), True, run / "results.json", key)
+
+
+def _distillation(key: str, scale: ScaleName, places: Places, seed: int) -> Step:
+    half, run = HALVES[key], places.run(key)
+    flag, folder = half.data[scale]
+    command = (
+        half.launcher, "--deepspeed_config", "zero2.json", "--recipe", half.recipes[scale],
+        "--data.make", "nothing", flag, str(places.data / folder),
+        "--seed", str(seed), "--runs-dir", str(places.root / "runs"), "--run-dir", str(run), "--resume", "auto",
+    )  # fmt: skip
+    return Step(key, command, True, run / "results.json", key)
 
 
 def _scoring(key: str, scale: Scale, data: str, places: Places) -> Step:

@@ -41,6 +41,22 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Half:
+    """A unimodal half that is distilled from the whole encoder before pretraining."""
+
+    launcher: str
+    """Script that distils it."""
+    recipes: Mapping[ScaleName, str]
+    """Its recipe at each scale that has one."""
+    data: Mapping[ScaleName, tuple[str, str]]
+    """The flag and the folder below the data folder that it learns from."""
+    weights: str
+    """Flag of pretraining that takes its folder."""
+    made_by: str
+    """What makes the folder that it learns from (DIR)."""
+
+
+@dataclass(frozen=True)
 class Variant:
     """A model of a table."""
 
@@ -52,6 +68,8 @@ class Variant:
     """What of the published one it is not, or why it is missing."""
     starts_from: str | None = None
     """Variant whose trained model it is finetuned from."""
+    halves: tuple[str, ...] = ()
+    """Keys of `HALVES` that it is built from, instead of halves cut from the pretrained models."""
     trains_on: Mapping[ScaleName, tuple[str, ...]] = field(default_factory=dict)
     """Folders below the data folder, where they are not those of the scale."""
 
@@ -104,6 +122,23 @@ SCALE: Mapping[ScaleName, Scale] = {
 def _everywhere(*flags: str) -> dict[ScaleName, tuple[str, ...]]:
     return dict.fromkeys(SCALES, flags)
 
+
+HALVES: Mapping[str, Half] = {
+    "distilled-image": Half(
+        "distill_image.py",
+        {"scenes": "distill-image-scenes", "full": "distill-image-base"},
+        {"scenes": ("--data.shards", "scenes"), "full": ("--data.shards", "imagenet")},
+        "--model.image.weights",
+        "ImageNet-1K as webdataset tars, then ssmke data import tars --out DIR",
+    ),
+    "distilled-text": Half(
+        "distill_text.py",
+        {"scenes": "distill-text-scenes", "full": "distill-text-base"},
+        {"scenes": ("--data.shards", "scenes"), "full": ("--data.files", "openwebtext")},
+        "--model.text.weights",
+        "a folder DIR of .txt or .jsonl files",
+    ),
+}
 
 _LIT = "LiT locks a supervised image tower; here the pretrained half, with our shared block"
 
@@ -187,6 +222,15 @@ VARIANTS: Mapping[str, Variant] = {
         },
         {"small": "the recipe of this scale has its image encoder locked already"},
     ),
+    "distilled-halves": Variant(
+        "S-SMKE from distilled halves",
+        {"scenes": (), "full": ("--model.image.name", "data2vec2_base")},
+        {
+            "full": "the image half is distilled from data2vec 2.0, as in the thesis' first models",
+            "small": "these halves are whole small models, there is nothing to distil them from",
+        },
+        halves=("distilled-image", "distilled-text"),
+    ),
     "finetuned-coco": Variant(
         "the same, finetuned on COCO",
         {"scenes": ("--recipe", "finetune-scenes"), "full": ("--recipe", "finetune-coco")},
@@ -225,6 +269,13 @@ TABLES: Mapping[str, Table] = {
         ("bank", "teacher-finetuned", "teacher-data2vec2", "teacher-dino", "untrained-teacher", "none"),
         "BEiTv2 teaches retrieval best; data2vec 2.0 teaches worse than no teacher at all.",
         "teachers",
+    ),
+    "halves": Table(
+        "Halves distilled from the whole encoders, or cut from them",
+        ("distilled-halves", "bank"),
+        "The thesis' first models were built from distilled halves, the final one from halves cut off: distilling them "
+        "costs more than it brings.",
+        None,
     ),
     "finetuning": Table(
         "Retrieval finetuning",

@@ -11,6 +11,7 @@ from ssmke.recipes import parse_recipe
 from ssmke.reproduce.outcome import published
 from ssmke.reproduce.steps import Places, recipe_flags, steps_of, variants_of
 from ssmke.reproduce.variants import SCALES, TABLES, VARIANTS, ScaleName, table
+from ssmke.training.unimodal.recipes import parse_image, parse_text
 
 EACH = [(scale, key) for scale in SCALES for key, variant in VARIANTS.items() if scale in variant.flags]
 
@@ -23,10 +24,15 @@ def test_flags_make_a_recipe(scale: ScaleName, key: str) -> None:
     assert taught == (key not in untaught)
 
 
-def test_two_models_of_a_scale_are_never_the_same_recipe() -> None:
+def test_two_models_of_a_scale_are_never_the_same_training(tmp_path: Path) -> None:
     for scale in SCALES:
-        flags = [tuple(recipe_flags(key, scale)) for at, key in EACH if at == scale]
-        assert len(set(flags)) == len(flags)
+        steps = steps_of(list(TABLES.values()), scale, Places(tmp_path, tmp_path / "data"))
+        trained = [
+            tuple(word for word in step.command if not word.endswith(f"runs/{step.variant}"))
+            for step in steps
+            if step.launches
+        ]
+        assert len(set(trained)) == len(trained)
 
 
 def test_what_a_scale_lacks_says_why() -> None:
@@ -47,7 +53,7 @@ def test_published_figures_have_a_value_a_column_and_a_model() -> None:
 def test_shared_models_are_trained_once(tmp_path: Path) -> None:
     tables = list(TABLES.values())
     steps = steps_of(tables, "scenes", Places(tmp_path, tmp_path / "data"))
-    trained = [step.variant for step in steps if step.launches]
+    trained = [step.variant for step in steps if step.launches and step.variant in VARIANTS]
     assert trained == variants_of(tables, "scenes")
     assert len(set(trained)) == len(trained) < sum(len(found.variants) for found in tables)
     assert len({step.result for step in steps}) == len(steps)
@@ -66,6 +72,16 @@ def test_finetuning_comes_after_what_it_starts_from(tmp_path: Path) -> None:
     assert step.command[0] == "finetune_retrieval.py"
     assert step.command[step.command.index("--init") + 1] == str(tmp_path / "runs/bank/model")
     assert step.command[step.command.index("--data.shards") + 1] == "d/flickr30k"
+
+
+def test_halves_are_distilled_before_the_model_that_is_built_from_them(tmp_path: Path) -> None:
+    steps = steps_of([TABLES["halves"]], "scenes", Places(tmp_path, tmp_path / "data"))
+    names = [step.name for step in steps]
+    assert names[:3] == ["distilled-image", "distilled-text", "distilled-halves"]
+    command = steps[2].command
+    assert command[command.index("--model.text.weights") + 1] == str(tmp_path / "runs/distilled-text/model")
+    for step, parse in ((steps[0], parse_image), (steps[1], parse_text)):
+        parse([*step.command[1:]])
 
 
 def test_an_unknown_table_lists_the_known_ones() -> None:
