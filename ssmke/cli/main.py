@@ -16,6 +16,9 @@ GROUPS = {
     "targets": "build, verify and show the teacher-target cache",
     "plan": "which ds_config, micro batch and accumulation fit your GPUs, and what that will take",
     "evaluate": "score a trained model",
+    "reproduce": "run a published table again, at the scale of your machine",
+    "search": "index pictures, find them by text or picture, serve a page for it",
+    "export": "a trained model as a folder to share, as ONNX, for sentence-transformers; its card",
 }
 
 

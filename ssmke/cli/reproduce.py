@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from ssmke.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ssmke.cost.estimates.estimate import Estimate
     from ssmke.reproduce.steps import Places, Step
     from ssmke.reproduce.variants import ScaleName, Table
 
@@ -70,11 +71,16 @@ def main(argv: Sequence[str]) -> int:
         _print_plan(steps, scale, places, arguments)
         if arguments.plan:
             return 0
+        from ssmke.reproduce.running import keep_settings, run_steps
+
+        data = str(places.data.resolve())
+        keep_settings(
+            places.root, {"--scale": scale, "--seed": arguments.seed, "--set": arguments.set, "--data": data}
+        )
+        _on_sigterm()
         if scale == "scenes":
             _render_scenes(places)
         require_data(chosen, scale, places)
-        from ssmke.reproduce.running import run_steps
-
         run_steps(steps, places.root, ranks, _say)
     command = f"ssmke reproduce {shlex.join(argv)}"
     _write_report(chosen, scale, places, command)
@@ -84,52 +90,55 @@ def main(argv: Sequence[str]) -> int:
 def _print_plan(
     steps: Sequence[Step], scale: ScaleName, places: Places, arguments: argparse.Namespace
 ) -> None:
-    from ssmke.reproduce.steps import recipe_flags
-    from ssmke.reproduce.variants import HALVES, SCALE, VARIANTS
+    from ssmke.reproduce.variants import HALVES, VARIANTS
 
     trainings = [step for step in steps if step.launches]
     done = sum(step.result.exists() for step in steps)
-    _say(
-        f"{len(trainings)} trainings and {len(steps) - len(trainings)} evaluations at scale {scale}; {done} done before"
-    )
+    scorings = len(steps) - len(trainings)
+    _say(f"{len(trainings)} trainings and {scorings} evaluations at scale {scale}; {done} done before")
+    left = [step for step in trainings if not step.result.exists()]
     if arguments.device is None:
         _say(_measured(steps, scale))
         return
-    from ssmke.cli.cost import forecast
+    estimates = {
+        VARIANTS[step.variant].name: _forecast(step.variant, scale, arguments)
+        for step in left
+        if step.variant in VARIANTS
+    }
+    for name, found in estimates.items():
+        _say(f"  {name:<42} {found.hours.low:8.2f} to {found.hours.high:8.2f} h   {_dollars([found])}")
+    low, high = (sum(getattr(found.hours, end) for found in estimates.values()) for end in ("low", "high"))
+    _say(f"  {'these together':<42} {low:8.2f} to {high:8.2f} h   {_dollars(list(estimates.values()))}")
+    halves = [step.variant for step in left if step.variant in HALVES]
+    without = f"Not in it: evaluations{''.join(f', {name}' for name in halves)}"
+    _say(f"{without}. Each with a target cache of its own: what is shared makes it less.")
 
-    low = high = usd_low = usd_high = 0.0
-    priced = True
+
+def _forecast(key: str, scale: ScaleName, arguments: argparse.Namespace) -> Estimate:
+    from ssmke.cli.cost import forecast
+    from ssmke.reproduce.steps import recipe_flags, trains_on
+    from ssmke.reproduce.variants import SCALE
+
+    flags = recipe_flags(key, scale)
+    at = flags.index("--recipe")
+    sizes = [SCALE[scale].size[folder] for folder in trains_on(key, scale)]
+    pairs, images = (sum(size[i] for size in sizes) for i in (0, 1))
     chooser = argparse.ArgumentParser()
     forecast.add(chooser.add_subparsers())
-    for step in trainings:
-        if step.variant in HALVES:
-            _say(f"  {step.variant:<42} distillation, not forecast")
-            continue
-        flags = recipe_flags(step.variant, scale)
-        at = flags.index("--recipe")
-        recipe, own = flags[at + 1], [*flags[:at], *flags[at + 2 :]]
-        estimate = forecast.forecast(
-            chooser.parse_args(
-                ["forecast", "--recipe", recipe, *_as_sets(own, arguments.set), "--pairs", str(SCALE[scale].pairs),
-                 "--images", str(SCALE[scale].images), "--device", arguments.device,
-                 "--devices", str(arguments.devices)]
-            )
-        )  # fmt: skip
-        hours, usd = estimate.hours, estimate.usd
-        _say(
-            f"  {VARIANTS[step.variant].name:<42} {hours.low:8.2f} to {hours.high:8.2f} h   "
-            + ("no price known" if usd is None else f"${usd[0]:,.2f} to ${usd[2]:,.2f}")
+    return forecast.forecast(
+        chooser.parse_args(
+            ["forecast", "--recipe", flags[at + 1], *_as_sets([*flags[:at], *flags[at + 2 :]], arguments.set),
+             "--pairs", str(pairs), "--images", str(images), "--device", arguments.device,
+             "--devices", str(arguments.devices)]
         )
-        low, high = low + hours.low, high + hours.high
-        if usd is None:
-            priced = False
-        else:
-            usd_low, usd_high = usd_low + float(usd[0]), usd_high + float(usd[2])
-    dollars = f"${usd_low:,.2f} to ${usd_high:,.2f}" if priced else "no price known"
-    _say(
-        f"  {'all of them':<42} {low:8.2f} to {high:8.2f} h   {dollars}\n"
-        "Each with a target cache of its own: what is shared makes it less. Evaluations are not in it."
-    )
+    )  # fmt: skip
+
+
+def _dollars(estimates: Sequence[Estimate]) -> str:
+    known = [found.usd for found in estimates if found.usd is not None]
+    if len(known) < len(estimates):
+        return "no price known"
+    return f"${sum(usd[0] for usd in known):,.2f} to ${sum(usd[2] for usd in known):,.2f}"
 
 
 def _measured(steps: Sequence[Step], scale: ScaleName) -> str:
@@ -162,6 +171,16 @@ def _as_sets(flags: Sequence[str], more: Sequence[Sequence[str]]) -> list[str]:
     for name, value in more:
         found += ["--set", name, value]
     return found
+
+
+def _on_sigterm() -> None:
+    """SIGTERM ends the step in work as it would end a training: with a checkpoint, and nothing left running."""
+    import signal
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def _render_scenes(places: Places) -> None:

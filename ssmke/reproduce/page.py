@@ -97,26 +97,34 @@ def _order(
     table: Table, scale: ScaleName, figures: Mapping[str, Any], found: Mapping[str, Outcome]
 ) -> list[str]:
     """Whether the models come in the published order, and which of ours are apart by more than their intervals."""
-    data = next(iter(SCALE[scale].scored_on))
-    ours = {
-        key: outcome.scores.get((data, "mean_r1")) for key, outcome in found.items() if key in table.variants
-    }
-    known = {key: score for key, score in ours.items() if score is not None}
-    if len(known) < 2:
-        return []
-    ranked = sorted(known, key=lambda key: -known[key].value)
-    said = [f"Ours, best first: {'; '.join(VARIANTS[key].name for key in ranked)}."]
-    both = [key for key in ranked if None not in figures["rows"].get(key, [None])]
-    if len(both) > 1:
-        theirs = sorted(both, key=lambda key: -sum(figures["rows"][key]))
-        same = "the same order" if theirs == both else "another order"
-        said.append(
-            f"Published (by the mean of all columns): {'; '.join(VARIANTS[key].name for key in theirs)}: {same}."
+    said = []
+    for data, name in SCALE[scale].scored_on.items():
+        ours = {key: found[key].scores.get((data, "mean_r1")) for key in table.variants if key in found}
+        known = {key: score for key, score in ours.items() if score is not None}
+        if len(known) < 2:
+            continue
+        ranked = sorted(known, key=lambda key: -known[key].value)
+        said.append(f"{name}, by mean R@1, best first: {'; '.join(VARIANTS[key].name for key in ranked)}.")
+        both = [key for key in ranked if None not in _retrieval(figures, key)]
+        if len(both) > 1:
+            theirs = sorted(both, key=lambda key: -sum(_retrieval(figures, key)))
+            same = "the same order" if theirs == both else "another order"
+            named = "; ".join(VARIANTS[key].name for key in theirs)
+            said.append(f"Published, by the mean of all retrieval figures: {named}: {same}.")
+        best, second = (known[key] for key in ranked[:2])
+        apart = (
+            "apart" if best.low > second.high else "not apart by these intervals, which are those of one seed"
         )
-    best, second = (known[key] for key in ranked[:2])
-    apart = "apart" if best.low > second.high else "not apart by these intervals, which are those of one seed"
-    said.append(f"The best two are {apart}.")
+        said.append(f"The best two on {name} are {apart}.")
     return said
+
+
+def _retrieval(figures: Mapping[str, Any], key: str) -> list[Any]:
+    """Published figures of a model, zero-shot classification left out; ``[None]`` where there are none."""
+    row = figures["rows"].get(key)
+    if row is None:
+        return [None]
+    return [value for name, value in zip(figures["columns"], row, strict=True) if "zero-shot" not in name]
 
 
 def _charts(table: Table, scale: ScaleName, found: Mapping[str, Outcome]) -> str:

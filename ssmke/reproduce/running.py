@@ -54,13 +54,36 @@ def run_steps(steps: Sequence[Step], root: Path, ranks: int | None, say: Say) ->
         say(f"{name}: {times[step.name]:.0f} s")
 
 
+def keep_settings(root: Path, settings: Mapping[str, object]) -> None:
+    """Notes what the results in ``root`` are results of; ConfigError where they are of something else."""
+    path = root / "settings.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+        return
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): give another --out") from None
+    if found != settings:
+        changes = ", ".join(
+            f"{name} {found.get(name)}" for name in settings if found.get(name) != settings[name]
+        )
+        raise ConfigError(
+            f"--out {root} holds results of {changes}: what is done would not be done again; give another --out, or "
+            "the same flags as before"
+        )
+
+
 def seconds_of(root: Path) -> Mapping[str, float]:
     """Seconds that each step has taken so far."""
     try:
         times = json.loads((root / "times.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {str(name): float(seconds) for name, seconds in times.items()}
+    if not isinstance(times, dict):
+        return {}
+    return {str(name): float(seconds) for name, seconds in times.items() if isinstance(seconds, int | float)}
 
 
 def command_of(step: Step, ranks: int | None) -> list[str]:
@@ -92,8 +115,10 @@ def _run(step: Step, ranks: int | None, log: Path) -> None:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
         try:
             code = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it got Ctrl-C too, and saves what it has
+        except BaseException as left:
+            if not isinstance(left, KeyboardInterrupt):  # that one it got too, and saves what it has
+                process.terminate()
+            process.wait()
             raise
     if code != 0 or not step.result.exists():
         end = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:])

@@ -98,21 +98,28 @@ def require_data(tables: Sequence[Table], scale: ScaleName, places: Places) -> N
         )
 
 
+def trains_on(key: str, scale: ScaleName) -> tuple[str, ...]:
+    """Folders below the data folder that a variant is trained on."""
+    return VARIANTS[key].trains_on.get(scale, tuple(SCALE[scale].trains_on))
+
+
 def _training(key: str, scale: ScaleName, places: Places, more: Sequence[str], seed: int) -> Step:
-    variant, run = VARIANTS[key], places.run(key)
-    trains_on = variant.trains_on.get(scale, tuple(SCALE[scale].trains_on))
+    variant, run, folders = VARIANTS[key], places.run(key), trains_on(key, scale)
     scored_on = next(
-        (name for name in trains_on if name in SCALE[scale].scored_on), next(iter(SCALE[scale].scored_on))
+        (name for name in folders if name in SCALE[scale].scored_on), next(iter(SCALE[scale].scored_on))
     )
-    base = variant.starts_from
-    script, start = "pretrain.py", []
-    if base is not None:
-        script, start = "finetune_retrieval.py", ["--init", str(places.run(base) / "model")]
+    script, own = (
+        "pretrain.py",
+        [word.replace("{root}", str(places.root)) for word in recipe_flags(key, scale)],
+    )
+    if variant.starts_from is not None:
+        script = "finetune_retrieval.py"
+        own += ["--init", str(places.run(variant.starts_from) / "model")]
     for half in variant.halves:
-        start += [HALVES[half].weights, str(places.run(half) / "model")]
+        own += [HALVES[half].weights, str(places.run(half) / "model")]
     command = [
-        script, "--deepspeed_config", "zero2.json", *recipe_flags(key, scale), *start,
-        "--data.make", "nothing", "--data.shards", *(str(places.data / name) for name in trains_on),
+        script, "--deepspeed_config", "zero2.json", *own,
+        "--data.make", "nothing", "--data.shards", *(str(places.data / name) for name in folders),
         "--data.eval-shards", str(places.data / scored_on), "--data.eval-split", SCALE[scale].split,
         "--seed", str(seed), "--runs-dir", str(places.root / "runs"), "--run-dir", str(run), "--resume", "auto", *more,
     ]  # fmt: skip

@@ -34,10 +34,8 @@ class Scale:
     """Folders below the data folder that models are scored on, with their names in tables."""
     split: str
     """Split of the latter that is scored."""
-    pairs: int
-    """Pairs of an epoch, for the plan."""
-    images: int
-    """Images of the training data, for the plan."""
+    size: Mapping[str, tuple[int, int]]
+    """Pairs and images of the training folders, for the plan."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,8 @@ class Variant:
     name: str
     """As the table calls it."""
     flags: Mapping[ScaleName, tuple[str, ...]]
-    """How it differs from the scale's recipe; a scale that is not there cannot have it."""
+    """How it differs from the scale's recipe ({root}: the folder of all runs); a scale that is not there cannot have
+    it."""
     differs: Mapping[ScaleName, str] = field(default_factory=dict)
     """What of the published one it is not, or why it is missing."""
     starts_from: str | None = None
@@ -93,16 +92,14 @@ SCALE: Mapping[ScaleName, Scale] = {
         {"scenes": "ssmke data make scenes --out DIR"},
         {"scenes": "scenes"},
         "test",
-        15_000,
-        3_000,
+        {"scenes": (15_000, 3_000)},
     ),
     "small": Scale(
         "flickr8k-small",
-        {"flickr8k": "ssmke data import karpathy --json FILE --images FOLDER --out DIR"},
-        {"flickr8k": "Flickr8k"},
+        {"flickr8k": "ssmke data get flickr8k --out DIR"},
+        {"flickr8k": "Flickr8k val"},
         "val",
-        30_000,
-        6_000,
+        {"flickr8k": (30_000, 6_000)},
     ),
     "full": Scale(
         "ssmke-base",
@@ -113,8 +110,12 @@ SCALE: Mapping[ScaleName, Scale] = {
         },
         {"coco": "COCO 5K", "flickr30k": "Flickr30K 1K"},
         "test",
-        3_264_868,
-        2_780_904,
+        {
+            "coco": (566_747, 82_783),
+            "cc3m": (1_516_133, 1_516_133),
+            "cc12m": (1_181_988, 1_181_988),
+            "flickr30k": (145_000, 29_000),
+        },
     ),
 }
 
@@ -169,7 +170,7 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "untrained-teacher": Variant(
         "a teacher with random weights",
-        {"scenes": ("--teacher.weights", "none"), "small": ("--teacher.weights", "none")},
+        dict.fromkeys(("scenes", "small"), ("--teacher.weights", "none", "--targets.dir", "{root}/untrained-targets")),
         {"full": "not published; a control for the small scales"},
     ),
     "teacher-finetuned": Variant(

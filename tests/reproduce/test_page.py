@@ -31,7 +31,7 @@ def test_rows_have_published_and_own_figures_and_gaps_stay_gaps() -> None:
     [missing] = [line for line in text.splitlines() if line.startswith("| S-SMKE, contrastive KD |")]
     assert "| - | - | - | - | - |" in missing
     assert "S-SMKE, MSE: the same order" in text
-    assert "The best two are apart" in text
+    assert "The best two on scenes are apart" in text
 
 
 def test_another_order_and_overlapping_intervals_are_said() -> None:

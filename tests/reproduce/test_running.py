@@ -9,7 +9,7 @@ import pytest
 
 from ssmke.errors import ConfigError
 from ssmke.reproduce import running
-from ssmke.reproduce.running import StepFailed, command_of, run_steps, seconds_of
+from ssmke.reproduce.running import StepFailed, command_of, keep_settings, run_steps, seconds_of
 from ssmke.reproduce.steps import Places, Step, require_data
 from ssmke.reproduce.variants import TABLES
 
@@ -85,3 +85,15 @@ def test_missing_data_are_named_with_what_makes_them(tmp_path: Path) -> None:
     said = r"coco: ssmke data get coco-captions(.|\n)*flickr30k: ssmke data get(.|\n)*openwebtext: a folder"
     with pytest.raises(ConfigError, match=said):
         require_data([TABLES["halves"]], "full", Places(tmp_path, tmp_path / "data"))
+
+
+def test_a_folder_of_other_results_is_refused(tmp_path: Path) -> None:
+    keep_settings(tmp_path / "out", {"--scale": "scenes", "--seed": 0})
+    keep_settings(tmp_path / "out", {"--scale": "scenes", "--seed": 0})
+    with pytest.raises(ConfigError, match=r"holds results of --seed 0: .*give another --out"):
+        keep_settings(tmp_path / "out", {"--scale": "scenes", "--seed": 7})
+
+
+def test_times_that_are_damaged_are_no_times(tmp_path: Path) -> None:
+    (tmp_path / "times.json").write_text("[]")
+    assert seconds_of(tmp_path) == {}
