@@ -78,7 +78,8 @@ def problem(line: str) -> str | None:
         return None
     shown = help_of(tuple(command)) or ""
     rest = words[len(command) : len(command) + 1]
-    if "─ subcommands" in shown and rest and not rest[0].startswith("-"):
+    # A heading in a box, of lines or, where the terminal has none, of blanks.
+    if re.search(r"(?m)^\W*subcommands\W*$", shown) and rest and not rest[0].startswith("-"):
         return f"there is no {' '.join([*command, *rest])}"
     known = set(re.findall(r"--[\w.-]+", shown))
     unknown = [flag for flag in flags if flag not in known and flag.replace("_", "-") not in known]

@@ -16,6 +16,7 @@ from tyro.extras import SubcommandApp
 from ssmke.console import CleanConsole
 
 if TYPE_CHECKING:
+    from ssmke.export.card import Form
     from ssmke.export.facts import RunFacts
     from ssmke.models.student import SSMKE
 
@@ -46,7 +47,7 @@ def safetensors(
     """
     from ssmke.export.weights import export_weights
 
-    student, card = _student_and_card(model, run)
+    student, card = _student_and_card(model, run, "safetensors")
     difference = export_weights(student, out, precision, card)
     _done(out, f"largest difference of a coordinate from the model at hand: {difference:.2g} ({precision})")
     return 0
@@ -67,7 +68,7 @@ def onnx(model: str, out: Path, tolerance: float = 1e-4, run: Path | None = None
     """
     from ssmke.export.onnx import export_onnx
 
-    student, card = _student_and_card(model, run)
+    student, card = _student_and_card(model, run, "onnx")
     found = export_onnx(student, out, card, tolerance)
     console = CleanConsole(highlight=False)
     for difference in found:
@@ -91,7 +92,7 @@ def sentence_transformers(model: str, out: Path, run: Path | None = None) -> int
     """
     from ssmke.export.sentence_transformers import export_sentence_transformers
 
-    student, card = _student_and_card(model, run)
+    student, card = _student_and_card(model, run, "sentence-transformers")
     difference = export_sentence_transformers(student, out, card)
     _done(out, f"largest difference of a coordinate from our own embeddings: {difference:.2g}")
     return 0
@@ -123,7 +124,7 @@ def card(run: Path, out: Path | None = None) -> int:
     return 0
 
 
-def _student_and_card(model: str, run: Path | None) -> tuple[SSMKE, str]:
+def _student_and_card(model: str, run: Path | None, form: Form) -> tuple[SSMKE, str]:
     from ssmke.export.card import model_card
     from ssmke.export.facts import read_run
     from ssmke.models.student import SSMKE
@@ -134,7 +135,7 @@ def _student_and_card(model: str, run: Path | None) -> tuple[SSMKE, str]:
     facts = None if run is None else read_run(run)
     student = SSMKE.from_pretrained(model)
     return student, model_card(
-        student, facts, Path(model).name if facts is None or run is None else _title(run, facts)
+        student, facts, Path(model).name if facts is None or run is None else _title(run, facts), form
     )
 
 

@@ -254,21 +254,10 @@ def _encoder_of(opened: SearchIndex, model: str, device: str) -> DualEncoder:
 
 
 def _encoder(name: str, device: str) -> DualEncoder:
-    import torch
-
+    from ssmke.cli.evaluate.common import find_device
     from ssmke.models.dual_encoder import load_dual_encoder
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:  # what torch raises for a device that is not there
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--device {device}: {reason} Give auto, cpu or a device of this machine."
-        ) from None
-    return load_dual_encoder(name, place)
+    return load_dual_encoder(name, find_device(device))
 
 
 def _told(facts: Nearest) -> str:

@@ -22,10 +22,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ssmke.data.decode import EncodedImage
+from ssmke.data.decode import EncodedImage, upright_rgb
 from ssmke.errors import ConfigError
 
 Box = tuple[int, int, int, int]
@@ -102,6 +103,21 @@ def canonical_box(width: int, height: int) -> Box:
 def canonical_view(width: int, height: int) -> View:
     """The canonical view: `canonical_box`, not flipped."""
     return canonical_box(width, height), False
+
+
+def canonical_pixels(image: Image.Image, size: int, out: Tensor | None = None) -> npt.NDArray[np.uint8]:
+    """The canonical view of an image of any mode, brought to upright RGB: uint8 [3, size, size].
+
+    Args:
+        image: any that PIL opened; one that is upright RGB already is taken as it is.
+        size: side of the result in pixels.
+        out: where to write the result, uint8 [3, size, size].
+
+    Raises:
+        BadSample: as `decode.upright_rgb`.
+    """
+    rgb = upright_rgb(image)
+    return render(np.array(rgb), canonical_box(*rgb.size), False, size, out)
 
 
 def show(

@@ -32,6 +32,12 @@ Progress = Callable[[int], None]
 _POLL_SECONDS = 0.2
 
 
+def usual_workers() -> int:
+    """How many threads or processes read and decode where nobody says: the cores of this process, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
+
+
 class Stopped(Exception):
     """Raised inside a job by `tick` when the run is ending; never reaches the caller."""
 

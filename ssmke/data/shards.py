@@ -23,6 +23,7 @@ import re
 import struct
 import sys
 import tarfile
+import threading
 import tokenize
 import zipfile
 import zlib
@@ -365,6 +366,11 @@ def _within(rows: NDArray[np.int64], tar_bytes: int) -> bool:
     return bool(((starts >= 0) & (sizes >= 0) & (sizes <= tar_bytes) & (starts <= tar_bytes - sizes)).all())
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""numpy reads headers with Python's parser, which fails at random (SystemError: "AST constructor recursion depth
+mismatch") when several threads are in it before Python 3.11.8 and 3.12.2."""
+
+
 def index_arrays(
     source: Path | BinaryIO, names: tuple[str, ...], tar_bytes: int
 ) -> list[NDArray[Any]] | None:
@@ -373,7 +379,7 @@ def index_arrays(
     Nothing in it is larger than the file: it must be stored uncompressed, as it is written.
     """
     try:
-        with np.load(source, allow_pickle=False) as index:
+        with _ONE_AT_A_TIME, np.load(source, allow_pickle=False) as index:
             if any(member.compress_type != zipfile.ZIP_STORED for member in index.zip.infolist()):
                 return None
             if int(index["tar_bytes"]) != tar_bytes:

@@ -17,11 +17,10 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ssmke.data.augmentation import canonical_box, render
+from ssmke.data.augmentation import canonical_pixels
 from ssmke.data.tokens import tokenize
 from ssmke.errors import ConfigError
 from ssmke.models.student import SSMKE
@@ -70,8 +69,7 @@ class Transform:
         self.size = size
 
     def __call__(self, image: Image) -> Tensor:
-        rgb = image.convert("RGB")
-        return torch.from_numpy(render(np.array(rgb), canonical_box(*rgb.size), False, self.size))
+        return torch.from_numpy(canonical_pixels(image, self.size))
 
 
 class Tokenizer:

@@ -21,7 +21,6 @@ Costs: a split of 5,000 images and 25,010 captions gathers 92 MB.
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,6 +39,7 @@ from torch import Tensor
 from ssmke.data.augmentation import canonical_box, render
 from ssmke.data.captions import clean_caption
 from ssmke.data.decode import EncodedImage, decode_image
+from ssmke.data.parallel import usual_workers
 from ssmke.data.tokens import tokenize
 from ssmke.errors import BadSample, SSMKEError
 from ssmke.evaluation.retrieval import EvaluationError
@@ -194,7 +194,7 @@ def embed_images(
 
     with (
         _eval_mode(model),
-        ThreadPoolExecutor(threads or _cores(), thread_name_prefix="decode") as pool,
+        ThreadPoolExecutor(threads or usual_workers(), thread_name_prefix="decode") as pool,
         _bar("images", len(numbers), progress) as advance,
     ):
         for batch in _batches_ahead(pool, load, numbers, batch_size, forwards):
@@ -379,8 +379,3 @@ def _bar(what: str, total: int, enabled: bool) -> Iterator[Callable[[int], None]
     with Progress(*columns, disable=not enabled) as progress:
         task = progress.add_task(what, total=total)
         yield lambda n: progress.advance(task, n)
-
-
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)

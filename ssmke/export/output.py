@@ -19,17 +19,23 @@ def new_output(out: Path) -> Iterator[Path]:
         ConfigError: ``out`` holds something already.
         DataError: the file system refused.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    target = out.resolve()  # "." has no name of its own
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--out {out} is there already and not empty: choose a new folder, or remove it")
-    hidden = out.with_name(f".{out.name}.partial")
+    hidden = target.with_name(f".{target.name}.partial")
     shutil.rmtree(hidden, ignore_errors=True)
     make_folder(hidden)
     try:
         try:
             yield hidden
-            if out.exists():
-                out.rmdir()
-            hidden.replace(out)
+            if target.exists() and target.samefile("."):  # stays: the user's shell stands in it
+                for part in hidden.iterdir():
+                    part.replace(target / part.name)
+                hidden.rmdir()
+                return
+            if target.exists():
+                target.rmdir()
+            hidden.replace(target)
         except OSError as error:
             raise write_error(out, error) from error
     except BaseException:

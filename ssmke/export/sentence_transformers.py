@@ -86,9 +86,7 @@ class StudentModule(InputModule):
         pretrained.write_into(self.model, Path(output_path), self.model.state_dict())
 
     @classmethod
-    def load(
-        cls, model_name_or_path: str, revision: str | None = None, **kwargs: Any
-    ) -> StudentModule:
+    def load(cls, model_name_or_path: str, revision: str | None = None, **kwargs: Any) -> StudentModule:
         """The module of a folder, or of a repository on the hub."""
         remote = not os.path.isdir(model_name_or_path)  # noqa: PTH112 - the name of a repository is no path
         return cls(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ssmke.errors import WeightsError
+from ssmke.export.card import precision_section
 from ssmke.export.output import new_output
 from ssmke.export.samples import check_samples
 from ssmke.models.student import SSMKE
@@ -22,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def export_weights(model: SSMKE, out: Path, precision: Precision, card: str) -> float:
-    """Writes ``model`` and its ``card`` to the new folder ``out``.
+    """Writes ``model`` and its ``card``, with what rounding does, to the new folder ``out``.
 
     Returns:
         The largest absolute difference between a coordinate of an embedding of ``model`` and of the written one.
@@ -34,8 +35,11 @@ def export_weights(model: SSMKE, out: Path, precision: Precision, card: str) -> 
     state = {name: _rounded(name, tensor, precision) for name, tensor in model.state_dict().items()}
     with new_output(out) as folder:
         model.save_pretrained(folder, state)
+        difference = largest_difference(model, SSMKE.from_pretrained(folder))
+        if precision != "fp32":
+            card += precision_section(precision, difference)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        return largest_difference(model, SSMKE.from_pretrained(folder))
+    return difference
 
 
 def largest_difference(model: SSMKE, other: SSMKE) -> float:

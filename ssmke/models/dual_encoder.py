@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ssmke.data.augmentation import canonical_box, render
+from ssmke.data.augmentation import canonical_pixels
 from ssmke.models.student import SSMKE
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Student:
 
     def preprocess(self, image: Image) -> npt.NDArray[np.uint8]:
         """The canonical view, uint8 [3, S, S]."""
-        return render(np.array(image), canonical_box(*image.size), False, self.model.image_size)
+        return canonical_pixels(image, self.model.image_size)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """See `DualEncoder`."""

@@ -22,14 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ssmke.errors import ConfigError, WeightsError
 from ssmke.models.weights import first_line, weights_digest
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ssmke.models.dual_encoder import DualEncoder
 
 RANDOM = "random"
@@ -47,7 +46,7 @@ class OpenClip:
     def __init__(
         self,
         model: torch.nn.Module,
-        transform: Callable[[Image], Tensor],
+        transform: Callable[[Image.Image], Tensor],
         tokenizer: Callable[[list[str]], Tensor],
         name: str,
     ) -> None:
@@ -59,7 +58,7 @@ class OpenClip:
         self._device = next(model.parameters()).device
         self.dim = self.encode_text(["a"]).shape[1]
 
-    def preprocess(self, image: Image) -> npt.NDArray[np.float32]:
+    def preprocess(self, image: Image.Image) -> npt.NDArray[np.float32]:
         """open_clip's evaluation transform, float32 [3, S, S], normalised."""
         pixels: npt.NDArray[np.float32] = self._transform(image).numpy()
         return pixels
@@ -93,7 +92,7 @@ class Transformers:
         self._padding = "max_length" if config.model_type.startswith("siglip") else "longest"
         self.dim = self.encode_text(["a"]).shape[1]
 
-    def preprocess(self, image: Image) -> npt.NDArray[np.float32]:
+    def preprocess(self, image: Image.Image) -> npt.NDArray[np.float32]:
         """The model's own image processor, float32 [3, S, S], normalised."""
         pixels = self._image_processor(images=image, return_tensors="pt")["pixel_values"][0]
         return np.asarray(pixels, dtype=np.float32)
@@ -156,6 +155,11 @@ def _open_clip(rest: str, device: torch.device) -> OpenClip:
         architecture, _, pretrained = rest.partition("/")
         pretrained = _checked_weights(open_clip, architecture, pretrained)
     random = pretrained == RANDOM
+    # Of weights that were trained with another activation than the architecture's open_clip only warns.
+    quick_gelu = False
+    if pretrained is not None and not random:
+        trained_with = open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu", False)
+        quick_gelu = trained_with and not open_clip.get_model_config(architecture).get("quick_gelu", False)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -166,6 +170,7 @@ def _open_clip(rest: str, device: torch.device) -> OpenClip:
                 require_pretrained=not random,
                 pretrained_text=not random,
                 weights_only=True,
+                force_quick_gelu=quick_gelu,
                 device=device,
             )
         tokenizer = open_clip.get_tokenizer(architecture)
@@ -209,7 +214,10 @@ def _transformers(rest: str, device: torch.device) -> Transformers:
     options = {"trust_remote_code": False, "local_files_only": local}
     try:
         source = str(folder) if local else rest
-        model = transformers.AutoModel.from_pretrained(source, use_safetensors=True, **options)
+        # Since transformers 5 the default is the precision of the file.
+        model = transformers.AutoModel.from_pretrained(
+            source, use_safetensors=True, dtype=torch.float32, **options
+        )
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             raise ConfigError(
                 f"{name}: a {type(model).__name__} does not embed images and texts in one space; give a CLIP, a SigLIP "
@@ -224,4 +232,16 @@ def _transformers(rest: str, device: torch.device) -> Transformers:
             f"{name}: cannot be loaded ({type(error).__name__}: {first_line(error)}): give a hub name or a folder with "
             "config.json, model.safetensors, tokenizer and preprocessor"
         ) from error
-    return Transformers(model.to(device), *parts, name)
+    try:
+        peer = Transformers(model.to(device), *parts, name)
+        blank = torch.from_numpy(peer.preprocess(Image.new("RGB", (64, 64), "white")))
+        shape = tuple(peer.encode_image(blank[None]).shape)
+        if shape != (1, peer.dim):
+            raise ValueError(f"the embedding of an image is {shape}, that of a text {(1, peer.dim)}")
+    except Exception as error:  # models with inputs of their own raise of all kinds
+        raise WeightsError(
+            f"{name}: a {type(model).__name__} was loaded and cannot embed a blank image and a word "
+            f"({type(error).__name__}: {first_line(error)}): give a model that takes images of one size as "
+            "pixel_values alone, which those with NaFlex in their name do not"
+        ) from error
+    return peer

@@ -48,25 +48,63 @@ HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?"
 
 
 def save(model: SSMKE, target: Path, state: dict[str, Tensor] | None = None) -> None:
-    """Writes ``model`` to the folder ``target``, in the place of what was there; ``state`` replaces its own tensors.
+    """Writes ``model`` to the folder ``target``, in the place of a model that was there; ``state`` replaces its own
+    tensors. The old one goes last: a kill at any moment leaves one of them whole, if need be under a hidden
+    name beside ``target`` (but for the current folder, which is filled file by file).
 
     Raises:
-        WeightsError: the file system refused.
+        WeightsError: ``target`` holds something that is no model folder, or the file system refused.
     """
-    folder = target.with_name(f".{target.name}.partial")
-    state = model.state_dict() if state is None else state
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_into(model, folder, state)
-        if target.exists():
-            shutil.rmtree(target)
-        folder.replace(target)
+        target = target.resolve()  # "." has no name of its own
+        _refuse_other_content(target)
+        folder = target.with_name(f".{target.name}.partial")
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            write_into(model, folder, model.state_dict() if state is None else state)
+            _put(folder, target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
         raise WeightsError(
             f"the model cannot be written to {target} ({error}): free space, or choose another"
         ) from error
+
+
+def _refuse_other_content(target: Path) -> None:
+    """WeightsError if ``target`` is there and neither empty nor a model folder: saving would delete what it holds."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        saved = foreign_json.loads((target / "config.json").read_bytes())
+    except (OSError, ValueError):
+        saved = None
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        raise WeightsError(
+            f"{target} is there already and is no ssmke model folder: it would be lost; choose a new folder"
+        )
+
+
+def _put(folder: Path, target: Path) -> None:
+    """Moves ``folder`` to ``target``; what was there is deleted once the new one is in its place."""
+    if target.is_dir() and target.samefile("."):  # stays: the user's shell and program stand in it
+        for part in folder.iterdir():
+            if (target / part.name).is_dir():
+                shutil.rmtree(target / part.name)
+            part.replace(target / part.name)
+        return
+    old = target.with_name(f".{target.name}.replaced")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)  # of a save that was killed after the new one was in place
+        target.replace(old)
+    try:
+        folder.replace(target)
+    except OSError:
+        if old.exists():
+            old.replace(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_into(model: SSMKE, folder: Path, state: dict[str, Tensor]) -> None:

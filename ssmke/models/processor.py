@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssmke.data.augmentation import canonical_box, render
+from ssmke.data.augmentation import canonical_pixels
 from ssmke.data.decode import decode_image, upright_rgb
 from ssmke.data.tokens import tokenize
 from ssmke.errors import BadSample, DataError
@@ -64,8 +64,7 @@ class Processor:
         """Canonical views uint8 [B,3,S,S]; ``first``: what the messages call the number of the first picture."""
         views = torch.empty(len(pictures), 3, self.image_size, self.image_size, dtype=torch.uint8)
         for i, picture in enumerate(pictures):
-            image = _rgb(picture, f"picture {first + i}")
-            render(np.array(image), canonical_box(*image.size), False, self.image_size, views[i])
+            canonical_pixels(_rgb(picture, f"picture {first + i}"), self.image_size, views[i])
         return views
 
     def texts(self, texts: Sequence[str], first: int = 0) -> tuple[Tensor, Tensor]:

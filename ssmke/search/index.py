@@ -6,7 +6,8 @@
     INDEX/parts/00000.thumbs        thumbnails, JPEGs one after the other
 
 `index.json` is written last, so a folder without it is an index in the making. Opening checks sizes and the digests of
-the FAISS files (0.8 s a GB) before FAISS reads them. Items and thumbnails are mapped and read one at a time.
+the FAISS files (0.8 s a GB; lists on the disk by size alone) before FAISS reads them. Items and thumbnails are mapped
+and read one at a time.
 """
 
 from __future__ import annotations

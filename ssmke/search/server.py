@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from importlib import resources
 from typing import Any
@@ -314,7 +315,9 @@ async def _told(_: Request, error: HTTPException) -> Response:
 
 
 async def _broken(_: Request, error: SSMKEError) -> Response:
-    return _error(500, printable(str(error)))
+    # Whoever serves it reads the file's name; whoever searches does not.
+    print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+    return _error(500, "The index cannot be read; the terminal that serves it says why.")
 
 
 async def _gone(_: Request, error: ClientDisconnect) -> Response:

@@ -71,7 +71,7 @@ class Folder:
         self.place = str(root.resolve())
         self._files = ImageFiles({"": root})
         skipped = None if without is None else without.resolve()
-        found: list[tuple[str, int]] = []
+        found: list[tuple[str, int, int]] = []
         for folder, below, names in os.walk(root, onerror=_unreadable):
             # An index in the folder that it is made of must not be indexed; nor hidden folders, such as thumbnails.
             below[:] = sorted(
@@ -82,15 +82,16 @@ class Folder:
             for name in sorted(names):
                 if name.lower().endswith(PICTURES + OTHERS) and not name.startswith("."):
                     path = Path(folder, name)
-                    size = path.stat().st_size if path.exists() else 0
-                    found.append((str(path.relative_to(root)), size))
+                    state = path.stat() if path.exists() else None
+                    facts = (0, 0) if state is None else (state.st_size, state.st_mtime_ns)
+                    found.append((str(path.relative_to(root)), *facts))
         if not found:
             raise DataError(
                 f"{root} has no pictures ({', '.join(PICTURES)}), and no {FILE_NAME} either: give a folder of "
                 "pictures, or the folder of a dataset."
             )
-        self._names = [name for name, _ in found]
-        listed = "\n".join(f"{name}\0{size}" for name, size in found)
+        self._names = [name for name, *_ in found]
+        listed = "\n".join(f"{name}\0{size}\0{changed}" for name, size, changed in found)
         self.fingerprint = hashlib.sha256(listed.encode("utf-8", "surrogatepass")).hexdigest()
 
     def __len__(self) -> int:

@@ -117,4 +117,12 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot write"):
         evaluate(model_dir, shards_dir, "--out", tmp_path / "file" / "results.json")
+    with pytest.raises(DataError, match="A folder of that name is in the way"):
+        evaluate(model_dir, shards_dir, "--out", tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(DataError, match="A folder of that name is in the way"):
+        evaluate(model_dir, shards_dir, "--sheet", tmp_path / "folder.png")
+    with pytest.raises(DataError, match="cannot write"):
+        evaluate(model_dir, shards_dir, "--out", tmp_path / ("x" * 250))  # too long once it has a suffix
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
     assert "R@1" not in capsys.readouterr().out

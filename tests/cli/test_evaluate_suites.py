@@ -14,7 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ssmke.cli.evaluate import main
-from ssmke.errors import ConfigError, DataError
+from ssmke.cli.evaluate.common import comparison
+from ssmke.console import CleanConsole
+from ssmke.errors import ConfigError, DataError, WeightsError
 from ssmke.evaluation.class_names import load_templates
 from ssmke.evaluation.intervals import accuracy_interval
 from ssmke.models.student import SSMKE
@@ -61,11 +63,27 @@ def second_seed(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+@pytest.fixture
+def runs(model_dir: Path, second_seed: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The models of two runs of one recipe that differ in their seed and folders."""
+    for seed, model in enumerate((model_dir, second_seed)):
+        shutil.copytree(model, tmp_path / f"run{seed}" / "model")
+        write_recipe(tmp_path / f"run{seed}", seed=seed)
+    return tmp_path / "run0" / "model", tmp_path / "run1" / "model"
+
+
+def write_recipe(run_dir: Path, *, seed: int, lr: float = 0.1) -> None:
+    places = {"run_dir": str(run_dir), "runs_dir": f"runs{seed}", "targets": {"dir": str(run_dir / "t")}}
+    recipe = {"name": "tiny", "seed": seed, "optim": {"lr": lr}, "cost": {"max_usd": seed}, **places}
+    (run_dir / "recipe.json").write_text(json.dumps(recipe))
+
+
 def test_seeds_are_aggregated(
-    model_dir: Path, second_seed: Path, shards_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: tuple[Path, Path], shards_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    model_dir, second_seed = runs
     out = tmp_path / "both.json"
-    run("retrieval", "--model", model_dir, second_seed, "--data", shards_dir, "--out", out)
+    run("retrieval", "--model", *runs, "--data", shards_dir, "--out", out)
     both = json.loads(out.read_text())
     values = []
     for folder in (model_dir, second_seed):
@@ -92,6 +110,92 @@ def test_seeds_are_aggregated(
             "--sheet",
             tmp_path / "s.png",
         )
+
+
+def test_other_models_are_compared_and_not_averaged(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = [{"top1": 50.0}, {"top1": 60.0}]
+
+    def why(*models: object, seeds: bool = False) -> str | None:
+        table, spread, reason = comparison([str(model) for model in models], numbers, ["top1"], seeds)
+        CleanConsole(width=200).print(table)
+        printed = capsys.readouterr().out
+        assert ("mean ± std" in printed) == (reason is None)
+        if reason is not None:  # somewhere in it lines are broken
+            assert "".join(f"compared, not averaged: {reason}".split()) in "".join(printed.split())
+        assert spread == (
+            None if reason else {"top1": {"mean": 55.0, "std": 50**0.5, "values": [50.0, 60.0]}}
+        )
+        return reason
+
+    assert why(*runs) is None
+    assert why(runs[0], runs[0]) == "some have the same seed"
+    assert why(runs[0], "open_clip:ViT-B-32/openai") == "2 is a peer"
+    write_recipe(runs[1].parent, seed=1, lr=0.2)
+    assert why(*runs) == "recipes of 1 and 2 differ, optim.lr is 0.1 and 0.2"
+    (runs[1].parent / "recipe.json").unlink()
+    assert "2 has no recipe.json beside its folder" in str(why(*runs))
+    assert why(*runs, seeds=True) is None
+    (runs[1].parent / "recipe.json").write_text("[]")
+    assert "2 has no recipe.json" in str(why(*runs))
+
+
+@pytest.mark.parametrize("suite", ["retrieval", "zero-shot", "probe"])
+def test_what_is_finished_is_kept_when_a_later_model_fails(
+    model_dir: Path, shards_dir: Path, folders: Path, tmp_path: Path, suite: str
+) -> None:
+    out, store = tmp_path / "out.json", tmp_path / "mlflow.db"
+    broken = shutil.copytree(model_dir, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    config["student"]["shared"]["dim"] = 48  # found out when the weights are read, not before
+    (broken / "config.json").write_text(json.dumps(config))
+    flags = ["--data", shards_dir if suite == "retrieval" else folders, "--out", out]
+    if suite == "retrieval":
+        flags += ["--tracking-uri", f"sqlite:///{store}"]
+    with pytest.raises(WeightsError, match="broken: no model can be made"):
+        run(suite, "--model", model_dir, broken, model_dir, *flags)
+    kept = json.loads(out.read_text())
+    assert [one["model"]["path"] for one in kept["models"]] == [str(model_dir)]
+    assert kept["aggregate"] is None
+    assert kept["unfinished"] == [str(broken), str(model_dir)]
+    assert kept["models"][0]["metrics"]
+    if suite == "retrieval":
+        from ssmke.tracking.store import open_client
+
+        client = open_client(f"sqlite:///{store}")
+        (logged,) = client.search_runs([client.get_experiment_by_name("ssmke").experiment_id])
+        assert logged.data.metrics[f"eval/retrieval/{shards_dir.name}/test/t2i_r10"] == pytest.approx(
+            kept["models"][0]["metrics"]["t2i_r10"]
+        )
+
+
+@pytest.mark.parametrize("suite", ["retrieval", "zero-shot", "probe"])
+def test_all_names_are_looked_at_before_the_first_is_measured(
+    model_dir: Path,
+    shards_dir: Path,
+    folders: Path,
+    tmp_path: Path,
+    suite: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cut = shutil.copytree(model_dir, tmp_path / "cut")
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    other = shutil.copytree(model_dir, tmp_path / "other")
+    (other / "config.json").write_text("{}")
+    data = shards_dir if suite == "retrieval" else folders
+    for name, error, message in (
+        (tmp_path / "typo", WeightsError, r"typo has no config\.json"),
+        (cut, WeightsError, "cannot be read"),
+        (other, WeightsError, "is not of format"),
+        ("transformers:./nowhere", WeightsError, "there is no nowhere"),
+        ("open_clip:local-dir:nowhere", WeightsError, "there is no nowhere"),
+        ("open_clip:", ConfigError, "--model open_clip: names no model"),
+    ):
+        with pytest.raises(error, match=message):
+            run(suite, "--model", model_dir, name, "--data", data)
+    assert "chance" not in capsys.readouterr().out  # no table of the first
 
 
 def test_the_public_layout_gives_what_shards_give(model_dir: Path, folders: Path, tmp_path: Path) -> None:

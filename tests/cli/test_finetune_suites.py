@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from tyro.extras import SubcommandApp
 
-from ssmke.cli.finetune_suites import register
+from ssmke.cli.finetune_suites import _glue_numbers, register
 from ssmke.errors import ConfigError, DataError, SSMKEError, WeightsError
+from ssmke.evaluation.finetune.glue_data import TASKS
 from tests.evaluation.finetune.conftest import glue_folder, image_folder, nlvr2_folder
 
 __all__ = ["glue_folder", "image_folder", "nlvr2_folder"]
@@ -45,7 +46,15 @@ def test_glue(model_dir: Path, glue_folder: Path, tmp_path: Path, capsys: pytest
     shown = capsys.readouterr().out
     for word in ("SST-2: 96 training and 40 evaluation", "spearman", "pearson", "mean", "glue_average"):
         assert word in shown
-    assert json.loads(out.read_bytes())["means_over"] == ["SST-2", "STS-B"]
+    found = json.loads(out.read_bytes())
+    assert found["means_over"] == ["SST-2", "STS-B"]
+    numbers = _glue_numbers(found)
+    assert numbers["SST-2/accuracy"] == found["tasks"]["SST-2"]["metrics"]["accuracy"]["mean"]
+    assert not {"mean", "glue_average"} & set(numbers)  # of two tasks they compare with nothing
+    assert _glue_numbers({**found, "means_over": list(TASKS)}) == {
+        **numbers,
+        **{name: value["mean"] for name, value in found["means"].items()},
+    }
 
 
 def test_nlvr2(model_dir: Path, nlvr2_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

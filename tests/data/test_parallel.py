@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from ssmke.data.parallel import run_jobs, tick
+from ssmke.data.parallel import run_jobs, tick, usual_workers
 from ssmke.errors import DataError
 
 
@@ -79,3 +79,14 @@ def test_the_first_error_ends_the_others_at_their_next_item() -> None:
 def test_a_worker_that_dies_is_an_error_with_a_remedy() -> None:
     with pytest.raises(DataError, match=r"worker process died.*fewer --workers"):
         run_jobs(die, [0, 1], 2)
+
+
+def test_usual_workers_are_the_cores_of_this_process_and_at_most_eight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for cores, expected in ((1, 1), (3, 3), (64, 8)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)), raising=False)
+        assert usual_workers() == expected
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usual_workers() == 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ssmke.data.captions import clean_caption
@@ -54,6 +56,22 @@ def test_the_interface_gives_the_embeddings_of_the_model(
     assert torch.equal(wrapped.encode_image(transform(image)[None]), model.encode_image([image]))
     texts = ["a red dog", "cat"]
     torch.testing.assert_close(wrapped.encode_text(tokenizer(texts).to("cpu")), model.encode_text(texts))
+
+
+def test_pictures_are_brought_to_upright_rgb_on_white_as_by_the_model(model: SSMKE) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)
+    turned = Image.fromarray(pixels[..., :3])
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    turned.save(file, "PNG", exif=exif)
+    transform = Transform(model.image_size)
+    for picture in (Image.fromarray(pixels), Image.open(file), Image.fromarray(pixels[..., 0])):
+        shown = transform(picture)
+        assert torch.equal(shown, model.processor().images([picture])[0])
+        assert np.array_equal(shown, Student(model, "tiny").preprocess(picture))
+    clear = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    assert torch.equal(transform(clear), torch.full((3, 32, 32), 255, dtype=torch.uint8))
 
 
 def test_retrieval_is_clip_benchmarks(model_dir: Path, model: SSMKE, shards: ImageTextShards) -> None:

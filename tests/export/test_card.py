@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from ssmke.cli.main import main
 from ssmke.cost.report import report
 from ssmke.errors import DataError
-from ssmke.export.card import MISSING, model_card
+from ssmke.export.card import MISSING, USES, model_card
 from ssmke.export.facts import read_run
 from ssmke.models.student import SSMKE
 from ssmke.recipes import parse_recipe
@@ -125,6 +125,17 @@ def test_a_damaged_run_is_named(run: Path, damage: bytes) -> None:
         read_run(run)
 
 
+def test_each_form_says_how_it_is_used(run: Path, model: SSMKE) -> None:
+    facts = read_run(run)
+    cards = {form: model_card(model, facts, "run7", form) for form in USES}
+    assert [form for form, text in cards.items() if "SSMKE.from_pretrained" in text] == ["safetensors"]
+    assert 'InferenceSession("image.onnx")' in cards["onnx"]
+    assert re.search(r"SentenceTransformer\(.*trust_remote_code=True\)", cards["sentence-transformers"])
+    rests = {text.partition("## Model\n")[2] for text in cards.values()}
+    assert len(rests) == 1
+    assert rests != {""}
+
+
 def test_the_commands_write_folder_and_card(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: SSMKE
 ) -> None:
@@ -139,7 +150,11 @@ def test_the_commands_write_folder_and_card(
         )
         == 0
     )
-    assert (out / "README.md").read_text() == card  # RUN/model finds its run
+    shared = (out / "README.md").read_text()
+    assert shared.startswith(card)  # RUN/model finds its run
+    assert re.fullmatch(
+        r"\n## Precision\n\n.* bf16, .* at most \S+\. .* the fp32 model.*\n", shared[len(card) :]
+    )
     assert "bf16" in capsys.readouterr().out
     assert main(["export", "safetensors", "--model", str(run / "model"), "--out", str(out)]) == 2
     assert "not empty" in capsys.readouterr().err

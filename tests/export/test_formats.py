@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from transformers import AutoTokenizer
 
 from ssmke.errors import ConfigError, WeightsError
 from ssmke.export import onnx as onnx_export
+from ssmke.export.card import Form, model_card
 from ssmke.export.weights import export_weights
 from ssmke.models.student import SSMKE
 
@@ -43,6 +46,12 @@ def test_a_shared_folder_has_the_precision_and_gives_the_embeddings(
     with safe_open(out / "model.safetensors", "pt") as file:
         assert {file.get_tensor(key).element_size() for key in file.keys()} == {bytes_each}  # noqa: SIM118
     loaded = SSMKE.from_pretrained(out)
+    card = (out / "README.md").read_text()
+    if precision == "fp32":
+        assert card == "# card\n"
+    else:
+        assert f"stored in {precision}" in card
+        assert f"by at most {found:.2g}. The results above are those of the fp32 model" in card
     difference = loaded.encode_text(TEXTS) - model.encode_text(TEXTS)
     assert float(difference.abs().max()) <= tolerance
 
@@ -62,6 +71,29 @@ def test_a_folder_that_holds_something_is_not_written_over(model: SSMKE, tmp_pat
     with pytest.raises(ConfigError, match=r"--out .* not empty"):
         export_weights(model, tmp_path, "fp32", "")
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_the_current_folder_takes_an_export_if_it_is_empty(
+    model: SSMKE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export_weights(model, Path(), "fp32", "# card\n")
+    assert Path("README.md").read_text() == "# card\n"
+    assert torch.equal(SSMKE.from_pretrained(".").encode_text(TEXTS), model.encode_text(TEXTS))
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    with pytest.raises(ConfigError, match=r"--out \. is there already and not empty"):
+        export_weights(model, Path(), "fp32", "")
+
+
+def used(form: Form, folder: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:  # type: ignore[type-arg]
+    """Cosines that the card's own lines give for kite.jpg in ``folder``, run there."""
+    monkeypatch.chdir(folder)
+    code = re.findall(r"```python\n(.*?)```", model_card(None, None, "x", form), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code[0].replace("this folder, or its name on the hub", str(folder)), names)
+    images, texts = (np.asarray(names[name]) for name in ("images", "texts"))
+    return images @ texts.T
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +127,21 @@ def test_onnx_files_give_our_embeddings_from_pictures_and_sentences(exported: Pa
     assert facts["embedding"]["dim"] == model.dim
 
 
+def test_the_lines_of_the_onnx_card_run_and_give_our_cosines(
+    exported: Path, model: SSMKE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "shared"
+    shutil.copytree(exported, folder)
+    photo(side=64).save(folder / "kite.jpg")
+    found = used("onnx", folder, monkeypatch)
+    ours = model.similarity(
+        model.encode_image([folder / "kite.jpg"]),
+        model.encode_text(["a kite high in the air", "a pizza on a plate"]),
+    )
+    # Pillow's filter and torch's differ by a grey level or two.
+    np.testing.assert_allclose(found, ours.numpy(), atol=0.02)
+
+
 def test_onnx_files_that_compute_something_else_are_not_kept(
     model: SSMKE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +168,7 @@ def test_a_missing_extra_is_named(model: SSMKE, tmp_path: Path, monkeypatch: pyt
 
 
 def test_sentence_transformers_loads_the_folder_and_gives_our_embeddings(
-    model: SSMKE, tmp_path: Path
+    model: SSMKE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sentence_transformers import SentenceTransformer
 
@@ -139,6 +186,13 @@ def test_sentence_transformers_loads_the_folder_and_gives_our_embeddings(
             np.testing.assert_allclose(loaded.encode([given]), image, atol=1e-6)
         assert loaded.get_embedding_dimension() == model.dim
         assert loaded.max_seq_length == 16
+    photo().save(tmp_path / "out" / "kite.jpg")
+    ours = model.similarity(
+        model.encode_image([tmp_path / "out" / "kite.jpg"]),
+        model.encode_text(["a kite high in the air", "a pizza on a plate"]),
+    )
+    found = used("sentence-transformers", tmp_path / "out", monkeypatch)
+    np.testing.assert_allclose(found, ours.numpy(), atol=1e-5)
     prompted = loaded.encode(["dog"], prompt="a ")
     np.testing.assert_allclose(prompted, model.encode_text(["a dog"]).numpy(), atol=1e-6)
     loaded.save(str(tmp_path / "again"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,28 @@ def test_open_clip_from_a_local_file_gives_what_open_clip_gives(tiny: str, tmp_p
     assert encoder.dim == 16
     assert encoder.digest == weights_digest(reference)
     assert not torch.allclose(text[0], text[1])
+
+
+def test_a_tag_runs_with_the_activation_of_its_weights(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    torch.manual_seed(3)
+    reference, _, transform = open_clip.create_model_and_transforms(tiny, force_quick_gelu=True)
+    file = tmp_path / "tiny.safetensors"
+    save_file(reference.state_dict(), file)
+    tags = {"quick": {"file": str(file), "quick_gelu": True}, "plain": {"file": str(file)}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, tiny, tags)
+    image, text = embed(load_dual_encoder(f"open_clip:{tiny}/quick", CPU))
+    assert not [warning for warning in recwarn if "QuickGELU" in str(warning.message)]
+    with torch.no_grad():
+        theirs = reference.eval().encode_image(
+            torch.stack([transform(p) for p in pictures()]), normalize=True
+        )
+        torch.testing.assert_close(image, theirs)
+        theirs = reference.encode_text(open_clip.get_tokenizer(tiny)(TEXTS), normalize=True)
+        torch.testing.assert_close(text, theirs)
+    plain, _ = embed(load_dual_encoder(f"open_clip:{tiny}/plain", CPU))
+    assert not torch.allclose(plain, image, atol=1e-4)
 
 
 def test_random_weights_are_asked_for_said_and_always_the_same(
@@ -144,6 +167,34 @@ def test_transformers_gives_what_transformers_gives(clip_folder: Path) -> None:
     torch.testing.assert_close(text, F.normalize(theirs.text_embeds, dim=-1), atol=1e-5, rtol=0)
     assert encoder.dim == 20
     assert encoder.encode_text(["x" * 300]).shape == (1, 20), "longer than the model reads"
+
+
+def test_transformers_computes_in_fp32_whatever_the_file_holds(clip_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(clip_folder, tmp_path / "half")
+    transformers.CLIPModel.from_pretrained(clip_folder).half().save_pretrained(tmp_path / "half")
+    encoder = load_dual_encoder(f"transformers:{tmp_path / 'half'}", CPU)
+    assert {p.dtype for p in encoder.model.parameters()} == {torch.float32}  # type: ignore[attr-defined]
+    model = transformers.CLIPModel.from_pretrained(tmp_path / "half").float().eval()
+    pixels = torch.stack([torch.from_numpy(encoder.preprocess(picture)) for picture in pictures()])
+    with torch.no_grad():
+        theirs = F.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+    torch.testing.assert_close(encoder.encode_image(pixels), theirs)
+
+
+def test_a_model_that_loads_and_cannot_embed_is_refused_at_once(tmp_path: Path) -> None:
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Siglip2Config(
+        text_config={**size, "vocab_size": 16, "max_position_embeddings": 8, "projection_size": 32},
+        vision_config={**size, "num_patches": 16, "patch_size": 16},
+    )
+    transformers.Siglip2Model(config).save_pretrained(tmp_path)
+    transformers.Siglip2Processor(
+        transformers.Siglip2ImageProcessor(max_num_patches=16), transformers.Siglip2Tokenizer()
+    ).save_pretrained(tmp_path)
+    with pytest.raises(
+        WeightsError, match=r"a Siglip2Model was loaded and cannot embed a blank image.*NaFlex"
+    ):
+        load_dual_encoder(f"transformers:{tmp_path}", CPU)
 
 
 def test_what_transformers_cannot_load_is_said(clip_folder: Path, tmp_path: Path) -> None:

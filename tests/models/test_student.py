@@ -93,6 +93,54 @@ def test_saving_and_loading_keeps_embeddings_and_needs_no_network(model: SSMKE, 
     assert model.encode_text(captions).norm(dim=1).tolist() == pytest.approx([1, 1])
 
 
+def test_saving_replaces_a_model_and_nothing_else(
+    model: SSMKE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.json").write_text('{"format": "other/1"}')
+    (tmp_path / "file").write_text("mine")
+    for target in (mine, tmp_path / "file", tmp_path):
+        with pytest.raises(
+            WeightsError, match="is no ssmke model folder: it would be lost; choose a new folder"
+        ):
+            model.save_pretrained(target)
+    assert (mine / "config.json").read_text() == '{"format": "other/1"}'
+    run = tmp_path / "run"
+    model.save_pretrained(run / "model")
+    state = {name: tensor * 2 for name, tensor in model.state_dict().items()}
+    model.save_pretrained(run / "model", state)
+    assert torch.equal(SSMKE.from_pretrained(run / "model").shared.proj.weight, state["shared.proj.weight"])  # type: ignore[union-attr]
+    # Refused by the disk at the last step, the old one is back.
+    replace = Path.replace
+    monkeypatch.setattr(
+        Path,
+        "replace",
+        lambda path, to: replace(path, to if ".partial" not in path.name else run / "no" / "x"),
+    )
+    with pytest.raises(WeightsError, match="cannot be written"):
+        model.save_pretrained(run / "model")
+    monkeypatch.undo()
+    assert torch.equal(SSMKE.from_pretrained(run / "model").shared.proj.weight, state["shared.proj.weight"])  # type: ignore[union-attr]
+    # As a kill between the two renames leaves it.
+    (run / "model").replace(run / ".model.replaced")
+    model.save_pretrained(run / "model")
+    assert [path.name for path in run.iterdir()] == ["model"]
+
+
+def test_a_model_is_saved_to_the_current_folder_which_stays(
+    model: SSMKE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for factor in (1, 2):
+        state = {name: tensor * factor for name, tensor in model.state_dict().items()}
+        model.save_pretrained(".", state)
+        assert Path("config.json").is_file()
+        assert torch.equal(SSMKE.from_pretrained(".").shared.proj.weight, state["shared.proj.weight"])  # type: ignore[union-attr]
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
 def test_padding_does_not_change_an_embedding(model: SSMKE) -> None:
     alone = model.encode_text(["a dog"])
     together = model.encode_text(["a dog", "two children sits on grass near a red cat"])

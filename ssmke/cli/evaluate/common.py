@@ -1,22 +1,32 @@
-"""What all suites do before they measure and after: the device, the model, the places of results."""
+"""What all suites do before they measure and after: the device, the models, the places of results.
+
+Measuring takes hours, so what can be wrong is looked for first: a place that takes no file, a name that is no model.
+What goes wrong later all the same, with one of several models, does not cost the numbers of those before it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import errno
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from ssmke.errors import ConfigError
+from ssmke.errors import ConfigError, SSMKEError, WeightsError
 
 if TYPE_CHECKING:
     import torch
 
     from ssmke.console import CleanConsole
     from ssmke.models.dual_encoder import DualEncoder
+
+SEEDS_DIFFER_IN = ("seed", "name", "runs_dir", "targets.dir")
+"""Parts of a recipe in which seeds of one recipe may differ, beside what attempts of one run may differ in."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +39,11 @@ class Places:
     experiment: str | None
 
     def prepare(self, models: tuple[str, ...]) -> None:
-        """Raises what can be known to be wrong before the work: a folder, or an address of MLflow."""
-        from ssmke.data.atomic import make_folder
+        """Raises what can be known to be wrong before the work: a place that takes no file, an address of MLflow."""
         from ssmke.evaluation.tracked import destination
 
         if self.out is not None:
-            make_folder(self.out.parent)
+            check_writable(self.out)
         if self.logs:
             for model in models:
                 destination(model, self.tracking_uri, self.experiment)
@@ -64,6 +73,115 @@ class Places:
         tags = {"ssmke.evaluated_model": model, f"ssmke.evaluated.{suite}": data}
         run_id = log_results(to, f"evaluate {Path(model).name}", f"eval/{suite}/{data}", metrics, tags)
         console.print(f"MLflow: run {run_id} in {escape(to.uri)}")
+
+
+def check_writable(file: Path) -> None:
+    """Makes the folder of ``file``, and raises DataError where a file of that name could not be written at the end."""
+    from ssmke.data.atomic import TEMPORARY_SUFFIX, make_folder, write_error
+
+    make_folder(file.parent)
+    if os.path.isdir(file):  # noqa: PTH112 - Path.is_dir may raise
+        raise write_error(file, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    try:
+        # As long a name as `atomic_writer` gives to what it writes.
+        with NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", suffix=TEMPORARY_SUFFIX):
+            pass
+    except OSError as error:
+        raise write_error(file, error) from error
+
+
+def check_models(models: Sequence[str]) -> None:
+    """Looks for each model without reading its weights; ours are fetched from the hub where a name means that.
+
+    Of peers only folders are looked for: what other names mean, their libraries know.
+
+    Raises:
+        ConfigError: there are none, or a name ends at its colon.
+        WeightsError: there is no such folder, or it holds no model.
+    """
+    from ssmke.models import pretrained
+    from ssmke.models.dual_encoder import PEERS
+
+    if not models:
+        raise ConfigError("--model: give at least one")
+    for name in models:
+        library, colon, rest = name.partition(":")
+        if colon and library in PEERS:
+            if not rest:
+                raise ConfigError(f"--model {name} names no model: give {name}NAME")
+            folder = Path(rest.removeprefix("local-dir:")).expanduser()
+            is_path = rest.startswith(("/", ".", "~", "local-dir:"))
+            if is_path and not folder.exists():
+                raise WeightsError(f"--model {name}: there is no {folder}")
+        elif (named := pretrained.hub_name(name)) is not None:
+            pretrained.download(*named)
+        elif not _looks_whole(Path(name)):
+            pretrained.load(name)  # fails at the same files, and says why
+
+
+def _looks_whole(folder: Path) -> bool:
+    """Whether config and weights of a model of ours are there, and their beginnings can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    from ssmke import foreign_json
+    from ssmke.models.pretrained import FORMAT
+
+    try:
+        config = foreign_json.loads((folder / "config.json").read_bytes())
+        with safe_open(folder / "model.safetensors", framework="pt"):
+            return isinstance(config, dict) and config.get("format") == FORMAT
+    except (OSError, ValueError, SafetensorError):
+        return False
+
+
+def measure_each(
+    models: Sequence[str],
+    measure: Callable[[str], dict[str, Any]],
+    common: Mapping[str, Any],
+    columns: Sequence[str],
+    places: Places,
+    log: Callable[[str, dict[str, Any]], None],
+    console: CleanConsole,
+    seeds: bool,
+) -> None:
+    """Measures the models in turn; compares, writes and logs what was found.
+
+    Where one fails, what those before it gave is written and logged before the error goes on.
+
+    Args:
+        models: their names.
+        measure: prints the tables of one model and gives what the JSON file holds of it, numbers as "metrics".
+        common: what the JSON file holds beside the models.
+        columns: metrics that the comparison shows.
+        places: where the JSON file goes.
+        log: takes the name and results of one model to MLflow, if asked for.
+        console: where it is said.
+        seeds: see `comparison`.
+    """
+    found: list[dict[str, Any]] = []
+    try:
+        for name in models:
+            found.append(measure(name))
+    except BaseException:  # Ctrl-C too
+        if found:
+            unfinished = list(models[len(found) :])
+            try:
+                places.write(
+                    {**common, "models": found, "aggregate": None, "unfinished": unfinished}, console
+                )
+                for name, results in zip(models, found, strict=False):
+                    log(name, results)
+            except SSMKEError as error:  # the first error is the one to be told
+                console.print(f"[yellow]{escape(str(error))}[/]")
+        raise
+    if len(found) == 1:
+        places.write({**common, **found[0]}, console)
+    else:
+        table, spread, why = comparison(models, [results["metrics"] for results in found], columns, seeds)
+        console.print(table)
+        places.write({**common, "models": found, "aggregate": spread, "not_averaged": why}, console)
+    for name, results in zip(models, found, strict=True):
+        log(name, results)
 
 
 def find_device(name: str) -> torch.device:
@@ -97,20 +215,22 @@ def facts(encoder: DualEncoder) -> dict[str, str]:
 
 
 def comparison(
-    models: Sequence[str], metrics: Sequence[Mapping[str, float]], columns: Sequence[str]
-) -> tuple[Table, dict[str, dict[str, Any]]]:
-    """A table of several models and, if all are ours, the mean and spread of each number, as it goes into JSON.
+    models: Sequence[str], metrics: Sequence[Mapping[str, float]], columns: Sequence[str], seeds: bool
+) -> tuple[Table, dict[str, dict[str, Any]] | None, str | None]:
+    """A table of several models; mean and spread of each number where they are seeds of one recipe; else why not.
 
-    Ours count as seeds of one recipe. Peers are other models, of which a mean would mean nothing.
+    They are where the recipes beside them say so, or the user does (``seeds``). Of other models a mean would mean
+    nothing.
     """
     from ssmke.evaluation.intervals import aggregate
-    from ssmke.models.dual_encoder import PEERS
 
-    peers = any(name.partition(":")[0] in PEERS for name in models)
-    over_seeds = {} if peers else aggregate(metrics)
-    note = "models compared, not averaged" if peers else "mean ± standard deviation over seeds (n - 1)"
-    legend = "\n".join(f"{i}: {escape(model)}" for i, model in enumerate(models, 1))
-    table = Table(title=f"{len(models)} models, %", caption=f"{note}\n{legend}")
+    why = None if seeds else _no_seeds(models)
+    over_seeds = aggregate(metrics) if why is None else {}
+    note = "mean ± standard deviation over seeds (n - 1)"
+    if why is not None:
+        note = f"compared, not averaged: {why}"
+    legend = "\n".join(f"{i}: {model}" for i, model in enumerate(models, 1))
+    table = Table(title=f"{len(models)} models, %", caption=escape(f"{note}\n{legend}"))
     table.add_column("")
     if over_seeds:
         table.add_column("mean ± std", justify="right", style="bold", no_wrap=True)
@@ -119,5 +239,38 @@ def comparison(
     for name in columns:
         mean = [str(over_seeds[name])] if over_seeds else []
         table.add_row(name.replace("_", " "), *mean, *(f"{numbers[name]:.2f}" for numbers in metrics))
-    spread = {key: {"mean": a.mean, "std": a.std, "values": a.values} for key, a in over_seeds.items()}
-    return table, spread
+    if why is not None:
+        return table, None, why
+    return table, {k: {"mean": a.mean, "std": a.std, "values": a.values} for k, a in over_seeds.items()}, None
+
+
+def _no_seeds(models: Sequence[str]) -> str | None:
+    """Why ``models`` are not known to be seeds of one recipe; None where they are."""
+    from ssmke import foreign_json
+    from ssmke.differences import differences
+    from ssmke.models.dual_encoder import PEERS
+    from ssmke.training.run_folder import ADDED, VOLATILE
+
+    recipes: list[dict[str, Any]] = []
+    for number, name in enumerate(models, 1):
+        if name.partition(":")[0] in PEERS:
+            return f"{number} is a peer"
+        try:
+            recipe = foreign_json.loads((Path(name).resolve().parent / "recipe.json").read_bytes())
+        except (OSError, ValueError):
+            recipe = None
+        if not isinstance(recipe, dict):
+            return f"{number} has no recipe.json beside its folder (--seeds: they are seeds of one recipe)"
+        recipes.append(recipe)
+    for number, recipe in enumerate(recipes[1:], 2):
+        for key, one, other in differences(recipes[0], recipe):
+            may_differ = any(
+                key == part or key.startswith(f"{part}.") for part in (*VOLATILE, *SEEDS_DIFFER_IN)
+            )
+            if not may_differ and (one is None) + (other is None) == 1 and key in ADDED:
+                may_differ = ADDED[key] in (one, other)
+            if not may_differ:
+                return f"recipes of 1 and {number} differ, {key} is {one!r} and {other!r}"
+    if len({repr(recipe.get("seed")) for recipe in recipes}) < len(recipes):
+        return "some have the same seed"
+    return None

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.markup import escape
 from tyro.extras import SubcommandApp
 
-from ssmke.cli.evaluate.common import Places, check_batch_size, comparison, facts, find_device
+from ssmke.cli.evaluate.common import (
+    Places,
+    check_batch_size,
+    check_models,
+    facts,
+    find_device,
+    measure_each,
+)
 from ssmke.cli.evaluate.zero_shot import classification_table
 from ssmke.console import CleanConsole
 from ssmke.errors import ConfigError
@@ -36,6 +43,7 @@ def probe(
     out: Path | None = None,
     device: str = "auto",
     seed: int = 0,
+    seeds: bool = False,
     mlflow: bool = False,
     tracking_uri: str | None = None,
     experiment: str | None = None,
@@ -56,13 +64,12 @@ def probe(
         out: JSON file to write the numbers to.
         device: auto, cpu, cuda, cuda:1, ...
         seed: of splits, held-out images, and the images drawn for the intervals.
+        seeds: several models are seeds of one recipe, whatever recipes lie beside them: give mean and deviation.
         mlflow: log the numbers, into the run of the model where it lies in a run folder, else into a new run.
         tracking_uri: MLflow store, instead of that of the run; implies --mlflow.
         experiment: MLflow experiment, instead of that of the run.
     """
     check_batch_size(batch_size)
-    if not model:
-        raise ConfigError("--model: give at least one")
     if neighbours < 1:
         raise ConfigError(f"--neighbours {neighbours}: must be at least 1")
     if not temperature > 0:
@@ -82,8 +89,9 @@ def probe(
     where = find_device(device)
     places = Places(out, mlflow, tracking_uri, experiment)
     places.prepare(model)
-    found: list[dict[str, Any]] = []
-    for name in model:
+    check_models(model)
+
+    def measure(name: str) -> dict[str, Any]:
         started = time.perf_counter()
         encoder = load_dual_encoder(name, where)
         tower = image_features(encoder, features)
@@ -115,35 +123,22 @@ def probe(
             console.print(f"[yellow]skipped {number:,}: {escape(reason)}[/]")
         console.print(f"{embedded - started:.1f} s to embed, {ended - embedded:.1f} s to probe")
         both = {"knn": near, "linear": line}
-        found.append(
-            {
-                "model": facts(encoder),
-                "features": features,
-                "metrics": {
-                    f"{kind}_{key}": value
-                    for kind, scores in both.items()
-                    for key, value in scores.to_dict().items()
-                }
-                | {"train_images": len(x_train), "linear_c": c},
-                **{kind: scores.details() for kind, scores in both.items()},
-                "skipped": dict(skipped),
-                "seconds": {"embed": round(embedded - started, 3), "probe": round(ended - embedded, 3)},
-                "device": str(where),
+        return {
+            "model": facts(encoder),
+            "features": features,
+            "metrics": {
+                f"{kind}_{key}": value
+                for kind, scores in both.items()
+                for key, value in scores.to_dict().items()
             }
-        )
-    common = {
-        "task": "probe",
-        "data": {"path": str(data.resolve()), "split": how},
-        "knn_settings": {"neighbours": neighbours, "temperature": temperature},
-        "seed": seed,
-    }
-    if len(found) == 1:
-        places.write(common | found[0], console)
-    else:
-        table, spread = comparison(model, [results["metrics"] for results in found], NUMBERS)
-        console.print(table)
-        places.write(common | {"models": found, "aggregate": spread}, console)
-    for name, results in zip(model, found, strict=True):
+            | {"train_images": len(x_train), "linear_c": c},
+            **{kind: scores.details() for kind, scores in both.items()},
+            "skipped": dict(skipped),
+            "seconds": {"embed": round(embedded - started, 3), "probe": round(ended - embedded, 3)},
+            "device": str(where),
+        }
+
+    def log(name: str, results: dict[str, Any]) -> None:
         ends = {
             f"{kind}_{key}_{end}": results[kind]["intervals"][key][i]
             for kind in ("knn", "linear")
@@ -151,6 +146,14 @@ def probe(
             for i, end in enumerate(("low", "high"))
         }
         places.log(name, f"probe-{features}", data.name, results["metrics"] | ends, console)
+
+    common = {
+        "task": "probe",
+        "data": {"path": str(data.resolve()), "split": how},
+        "knn_settings": {"neighbours": neighbours, "temperature": temperature},
+        "seed": seed,
+    }
+    measure_each(model, measure, common, NUMBERS, places, log, console, seeds)
     return 0
 
 

@@ -10,7 +10,15 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.extras import SubcommandApp
 
-from ssmke.cli.evaluate.common import Places, check_batch_size, comparison, facts, find_device
+from ssmke.cli.evaluate.common import (
+    Places,
+    check_batch_size,
+    check_models,
+    check_writable,
+    facts,
+    find_device,
+    measure_each,
+)
 from ssmke.console import CleanConsole
 from ssmke.errors import ConfigError
 
@@ -39,6 +47,7 @@ def retrieval(
     sheet: Path | None = None,
     device: str = "auto",
     seed: int = 0,
+    seeds: bool = False,
     mlflow: bool = False,
     tracking_uri: str | None = None,
     experiment: str | None = None,
@@ -46,8 +55,8 @@ def retrieval(
     """Image-text retrieval: R@1/5/10 both ways with 95 % intervals, mean and median rank, COCO's 1K folds.
 
     Every image and every caption is a query, against all captions and all images. With 2,000 images or more, recall
-    is also given as the mean over folds of 1,000 images (COCO 1K). Several models are compared; if all are ours they
-    count as seeds of one recipe, and mean and standard deviation are given.
+    is also given as the mean over folds of 1,000 images (COCO 1K). Several models are compared; where the recipes
+    beside them differ in nothing but the seed, mean and standard deviation are given.
 
     Args:
         model: folder of a trained model (RUN/model), open_clip:ARCH/PRETRAINED or transformers:NAME; several.
@@ -58,15 +67,13 @@ def retrieval(
         sheet: picture to draw of some captions with the images found for them; .png, .jpg or .webp.
         device: auto, cpu, cuda, cuda:1, ...
         seed: of the images drawn for the intervals.
+        seeds: several models are seeds of one recipe, whatever recipes lie beside them: give mean and deviation.
         mlflow: log the numbers, into the run of the model where it lies in a run folder, else into a new run.
         tracking_uri: MLflow store, instead of that of the run; implies --mlflow.
         experiment: MLflow experiment, instead of that of the run.
     """
     check_batch_size(batch_size)
-    if not model:
-        raise ConfigError("--model: give at least one")
 
-    from ssmke.data.atomic import make_folder
     from ssmke.data.contact_sheet import check_sheet_name
     from ssmke.data.remote.fetch import is_remote
     from ssmke.data.remote.sources import shown
@@ -81,27 +88,26 @@ def retrieval(
     shards = open_captioned(data, split)
     places = Places(out, mlflow, tracking_uri, experiment)
     places.prepare(model)
+    check_models(model)
     if sheet is not None:
-        make_folder(sheet.parent)
+        check_writable(sheet)
     console = CleanConsole(highlight=False)
     paths = [shown(place) if is_remote(place) else str(Path(place).resolve()) for place in data]
     names = ", ".join(map(shown, data))
     dataset = "+".join(Path(path).name for path in paths) + f"/{split}"
-    found: list[dict[str, Any]] = []
-    for name in model:
+
+    def measure(name: str) -> dict[str, Any]:
         encoder = load_dual_encoder(name, where)
         title = f"Retrieval: {name} on {split} of {names}"
-        results = _measure(encoder, shards, split, batch_size, seed, title, sheet, console)
-        found.append(results | {"device": str(where)})
-    common = {"task": "retrieval", "data": {"paths": paths, "split": split}}
-    if len(found) == 1:
-        places.write(common | found[0], console)
-    else:
-        table, spread = comparison(model, [results["metrics"] for results in found], RECALLS[:6])
-        console.print(table)
-        places.write(common | {"models": found, "aggregate": spread}, console)
-    for name, results in zip(model, found, strict=True):
+        return _measure(encoder, shards, split, batch_size, seed, title, sheet, console) | {
+            "device": str(where)
+        }
+
+    def log(name: str, results: dict[str, Any]) -> None:
         places.log(name, "retrieval", dataset, _logged(results), console)
+
+    common = {"task": "retrieval", "data": {"paths": paths, "split": split}}
+    measure_each(model, measure, common, RECALLS[:6], places, log, console, seeds)
     return 0
 
 

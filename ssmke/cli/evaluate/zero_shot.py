@@ -10,9 +10,15 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.extras import SubcommandApp
 
-from ssmke.cli.evaluate.common import Places, check_batch_size, comparison, facts, find_device
+from ssmke.cli.evaluate.common import (
+    Places,
+    check_batch_size,
+    check_models,
+    facts,
+    find_device,
+    measure_each,
+)
 from ssmke.console import CleanConsole
-from ssmke.errors import ConfigError
 
 if TYPE_CHECKING:
     from ssmke.evaluation.zero_shot import Classification
@@ -35,6 +41,7 @@ def zero_shot(
     out: Path | None = None,
     device: str = "auto",
     seed: int = 0,
+    seeds: bool = False,
     mlflow: bool = False,
     tracking_uri: str | None = None,
     experiment: str | None = None,
@@ -54,13 +61,12 @@ def zero_shot(
         out: JSON file to write the numbers to.
         device: auto, cpu, cuda, cuda:1, ...
         seed: of the images drawn for the intervals.
+        seeds: several models are seeds of one recipe, whatever recipes lie beside them: give mean and deviation.
         mlflow: log the numbers, into the run of the model where it lies in a run folder, else into a new run.
         tracking_uri: MLflow store, instead of that of the run; implies --mlflow.
         experiment: MLflow experiment, instead of that of the run.
     """
     check_batch_size(batch_size)
-    if not model:
-        raise ConfigError("--model: give at least one")
 
     from ssmke.evaluation.class_names import load_class_names, load_templates
     from ssmke.evaluation.embed import embed_images
@@ -77,10 +83,11 @@ def zero_shot(
     where = find_device(device)
     places = Places(out, mlflow, tracking_uri, experiment)
     places.prepare(model)
+    check_models(model)
     console = CleanConsole(highlight=False)
     shown = f"{data.name}{f'/{split}' if split else ''}"
-    found: list[dict[str, Any]] = []
-    for name in model:
+
+    def measure(name: str) -> dict[str, Any]:
         started = time.perf_counter()
         encoder = load_dual_encoder(name, where)
         bar = console.is_terminal
@@ -93,35 +100,30 @@ def zero_shot(
         for reason, number in sorted(embedded.skipped.items()):
             console.print(f"[yellow]skipped {number:,}: {escape(reason)}[/]")
         console.print(f"{len(prompts)} prompts a class, {seconds:.1f} s")
-        found.append(
-            {
-                "model": facts(encoder),
-                "metrics": scores.to_dict(),
-                **scores.details(),
-                "skipped": dict(embedded.skipped),
-                "seconds": round(seconds, 3),
-                "device": str(where),
-            }
-        )
-    common = {
-        "task": "zero-shot",
-        "data": {"path": str(data.resolve()), "split": split},
-        "templates": prompts,
-        "class_names": names,
-    }
-    if len(found) == 1:
-        places.write(common | found[0], console)
-    else:
-        table, spread = comparison(model, [results["metrics"] for results in found], NUMBERS)
-        console.print(table)
-        places.write(common | {"models": found, "aggregate": spread}, console)
-    for name, results in zip(model, found, strict=True):
+        return {
+            "model": facts(encoder),
+            "metrics": scores.to_dict(),
+            **scores.details(),
+            "skipped": dict(embedded.skipped),
+            "seconds": round(seconds, 3),
+            "device": str(where),
+        }
+
+    def log(name: str, results: dict[str, Any]) -> None:
         ends = {
             f"{key}_{end}": results["intervals"][key][i]
             for key in NUMBERS
             for i, end in enumerate(("low", "high"))
         }
         places.log(name, "zero-shot", shown, results["metrics"] | ends, console)
+
+    common = {
+        "task": "zero-shot",
+        "data": {"path": str(data.resolve()), "split": split},
+        "templates": prompts,
+        "class_names": names,
+    }
+    measure_each(model, measure, common, NUMBERS, places, log, console, seeds)
     return 0
 
 

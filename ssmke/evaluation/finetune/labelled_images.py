@@ -98,8 +98,11 @@ class Augmented:
     """Of the run."""
 
 
-class LabelledViews(Dataset[tuple[Tensor, int] | str]):
-    """uint8 [3, S, S] and label by number, or the reason why an image cannot be used."""
+class LabelledViews(Dataset[tuple[Tensor, int] | str | DataError]):
+    """uint8 [3, S, S] and label by number, or the reason why an image cannot be used.
+
+    Errors for the user are values as well: raised in a worker, they would become a text of its traceback.
+    """
 
     def __init__(self, images: Labelled, size: int, shown: Augmented | None, epoch: int = 0) -> None:
         """``shown`` None: the canonical view, for evaluation."""
@@ -108,7 +111,7 @@ class LabelledViews(Dataset[tuple[Tensor, int] | str]):
     def __len__(self) -> int:
         return self._images.images
 
-    def __getitem__(self, number: int) -> tuple[Tensor, int] | str:
+    def __getitem__(self, number: int) -> tuple[Tensor, int] | str | DataError:
         label = int(self._images.labels[number])
         try:
             image = EncodedImage(self._images.load(number))
@@ -118,6 +121,8 @@ class LabelledViews(Dataset[tuple[Tensor, int] | str]):
             view = show(image, lambda w, h: view_box(key, self._epoch, crops, w, h), self._size)
         except BadSample as bad:
             return bad.reason
+        except DataError as error:
+            return error
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_of("image", key, self._epoch))
             return self._shown.transform(torch.from_numpy(view)), label
@@ -129,6 +134,9 @@ def batches(
     """Batches uint8 [B, 3, S, S] and labels [B] in ``order``; what cannot be used is counted in ``skipped``.
 
     A batch of which nothing is left is left out.
+
+    Raises:
+        DataError: an image file is there and cannot be read.
     """
     loader = DataLoader(
         images,
@@ -142,7 +150,10 @@ def batches(
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=_own_archives,
     )
-    for pixels, labels, reasons in loader:
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        pixels, labels, reasons = batch
         skipped.update(reasons)
         if len(labels):
             yield pixels, labels
@@ -153,8 +164,12 @@ def _own_archives(_: int) -> None:
     close_archives()
 
 
-def _collate(samples: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor, list[str]]:
-    good = [sample for sample in samples if not isinstance(sample, str)]
+def _collate(
+    samples: list[tuple[Tensor, int] | str | DataError],
+) -> tuple[Tensor, Tensor, list[str]] | DataError:
+    for error in (sample for sample in samples if isinstance(sample, DataError)):
+        return error
+    good = [sample for sample in samples if isinstance(sample, tuple)]
     reasons = [sample for sample in samples if isinstance(sample, str)]
     if not good:
         return torch.empty(0), torch.empty(0, dtype=torch.int64), reasons

@@ -150,19 +150,24 @@ class PairTask:
             generator=torch.Generator(),  # of its own: the global one must not depend on the number of workers
         )
         for samples in loader:
+            for error in (sample for sample in samples if isinstance(sample, DataError)):
+                raise error
             skipped.update(sample for sample in samples if isinstance(sample, str))
             good = [sample for sample in samples if not isinstance(sample, str)]
             if good:
                 yield torch.stack([pair for pair, _ in good]), [row for _, row in good]
 
 
-class _Pairs(Dataset[tuple[Tensor, int] | str]):
-    """Both images uint8 [2, 3, S, S] and the number, or the reason why an example cannot be used."""
+class _Pairs(Dataset[tuple[Tensor, int] | str | DataError]):
+    """Both images uint8 [2, 3, S, S] and the number, or the reason why an example cannot be used.
+
+    Errors for the user are values as well: raised in a worker, they would become a text of its traceback.
+    """
 
     def __init__(self, examples: Sequence[Nlvr2Example], size: int) -> None:
         self._examples, self._size = examples, size
 
-    def __getitem__(self, number: int) -> tuple[Tensor, int] | str:
+    def __getitem__(self, number: int) -> tuple[Tensor, int] | str | DataError:
         example = self._examples[number]
         views = []
         for path in (example.left, example.right):
@@ -173,7 +178,7 @@ class _Pairs(Dataset[tuple[Tensor, int] | str]):
             except BadSample as bad:
                 return bad.reason
             except OSError as error:
-                raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+                return DataError(f"{path} cannot be read: {error.strerror or error}")
         return torch.stack(views), number
 
 

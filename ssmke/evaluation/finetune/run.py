@@ -6,7 +6,6 @@ out before the first step.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ssmke.data.parallel import usual_workers
 from ssmke.errors import ConfigError
 from ssmke.evaluation.finetune.backbones import (
     load_image_features,
@@ -23,7 +23,7 @@ from ssmke.evaluation.finetune.backbones import (
 )
 from ssmke.evaluation.finetune.config import GlueConfig, ImageClassificationConfig, Nlvr2Config, RunConfig
 from ssmke.evaluation.finetune.glue import GlueFinetuning, TextClassifier, checked_tokens, glue_means
-from ssmke.evaluation.finetune.glue_data import TASKS, GlueData, GlueTask, read_glue, task_folder
+from ssmke.evaluation.finetune.glue_data import TASKS, GlueData, GlueTask, read_glue
 from ssmke.evaluation.finetune.image_classification import ImageClassifier, ImageTask
 from ssmke.evaluation.finetune.labelled_images import read_image_classes
 from ssmke.evaluation.finetune.loop import Scores, finetune, seed_of
@@ -97,14 +97,22 @@ def run_image_classification(
 
 
 def run_glue(config: GlueConfig, say: Say, device: torch.device = CPU) -> dict[str, Any]:
-    """Finetunes and evaluates on each task and seed; gives the content of the JSON."""
+    """Finetunes and evaluates on each task and seed; gives the content of the JSON.
+
+    All tasks are read first, so that a damaged file of the last is found before hours went into the others; that
+    holds some hundred megabytes of text, which go as their tasks end.
+    """
     started = time.perf_counter()
     tasks = _chosen(config)
+    read = {name: read_glue(config.data, task) for name, task in tasks.items()}
+    features, _ = load_text_features(config.model, config.part)
+    checked_tokens(features, config.max_tokens)
+    del features
     histories: dict[str, dict[int, list[Scores]]] = {name: {} for name in tasks}
     skipped: dict[str, Any] = {}
     digests: dict[str, str] = {}
     for name, task in tasks.items():
-        data = read_glue(config.data, task)
+        data = read.pop(name)
         loop = config.loop(task.epochs, task.batch_size, task.lr)
         say(
             f"{name}: {len(data.train):,} training and {sum(map(len, data.dev.values())):,} evaluation examples, "
@@ -150,11 +158,7 @@ def _chosen(config: GlueConfig) -> dict[str, GlueTask]:
     unknown = [name for name in config.tasks if name.lower() not in by_name]
     if unknown:
         raise ConfigError(f"--tasks {unknown[0]}: GLUE has {', '.join(TASKS)}")
-    tasks = {by_name[name.lower()].name: by_name[name.lower()] for name in config.tasks}
-    for task in tasks.values():
-        if task_folder(config.data, task) is None:
-            read_glue(config.data, task)  # says what is missing, before an hour went into the others
-    return tasks
+    return {by_name[name.lower()].name: by_name[name.lower()] for name in config.tasks}
 
 
 def _glue_finetuning(
@@ -232,9 +236,7 @@ def run_nlvr2(config: Nlvr2Config, say: Say, device: torch.device = CPU) -> dict
 
 
 def _workers(run: RunConfig) -> int:
-    if run.workers is not None:
-        return run.workers
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return usual_workers() if run.workers is None else run.workers
 
 
 def _folder(run: RunConfig, seed: int, task: str = "") -> Path | None:

@@ -121,7 +121,10 @@ class Corpus:
 
     @cached_property
     def _maps(self) -> list[npt.NDArray[Any]]:
-        return [np.load(_rows(self.folder, number), mmap_mode="r") for number in range(len(self._first) - 1)]
+        return [
+            np.load(_rows(self.folder, number), mmap_mode="r", allow_pickle=False)
+            for number in range(len(self._first) - 1)
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_maps"}
@@ -194,7 +197,7 @@ def _build_piece(
     whole[:, 0] = tokenizer.cls_token_id
     whole[:, 1:-1] = body[: rows * (length - 2)].reshape(rows, length - 2)
     buffer = io.BytesIO()
-    np.save(buffer, whole)
+    np.save(buffer, whole, allow_pickle=False)
     with atomic_writer(_rows(folder, number)) as file:
         file.write(buffer.getvalue())
     facts = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -100,10 +102,22 @@ def test_mnli_scores_both_dev_sets(model_dir: Path, tmp_path: Path) -> None:
     assert scores["examples"] == 16
 
 
-def test_missing_and_unknown_tasks_are_named_first(model_dir: Path, glue_folder: Path) -> None:
+def test_what_is_wrong_with_any_task_is_said_first(
+    model_dir: Path, glue_folder: Path, tmp_path: Path
+) -> None:
     lines: list[str] = []
     with pytest.raises(DataError, match="no CoLA/"):
         run_glue(GlueConfig(str(model_dir), glue_folder, tasks=("SST-2", "CoLA")), lines.append)
     assert not lines  # nothing was trained before
+    shutil.copytree(glue_folder, tmp_path / "glue")
+    (tmp_path / "glue" / "STS-B" / "dev.tsv").write_text("damaged\n")
+    work = RunConfig(work=tmp_path / "work")
+    both = GlueConfig(str(model_dir), tmp_path / "glue", tasks=("SST-2", "STS-B"), epochs=1, run=work)
+    with pytest.raises(DataError, match=r"STS-B/dev\.tsv: no column"):
+        run_glue(both, lines.append)
+    with pytest.raises(ConfigError, match="--max-tokens 64: the text encoder has only 32 positions"):
+        run_glue(dataclasses.replace(both, data=glue_folder, max_tokens=64), lines.append)
+    assert not lines
+    assert not (tmp_path / "work").exists()
     with pytest.raises(ConfigError, match="--tasks SST-3"):
         run_glue(GlueConfig(str(model_dir), glue_folder, tasks=("SST-3",)), quiet)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ssmke.data.augmentation import AugmentationConfig
+from ssmke.data.sources.image_files import close_archives
 from ssmke.errors import ConfigError, DataError
 from ssmke.evaluation.finetune.config import (
     AugmentConfig,
@@ -24,6 +25,7 @@ from ssmke.evaluation.finetune.config import (
 from ssmke.evaluation.finetune.image_classification import _ranks, mix, pixel_transform
 from ssmke.evaluation.finetune.labelled_images import Augmented, LabelledViews, batches, read_image_classes
 from ssmke.evaluation.finetune.run import run_image_classification
+from ssmke.evaluation.labelled import open_labelled
 from ssmke.models.student import SSMKE
 from ssmke.training.unimodal.encoder_folder import save_image_encoder
 
@@ -134,6 +136,21 @@ def test_tiny_imagenets_zip_is_read_by_workers_at_once(tmp_path: Path) -> None:
         found.append(torch.cat([pixels for pixels, _ in loaded]))
         assert not skipped
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_archive_that_goes_away_is_one_error_from_any_process(tmp_path: Path, workers: int) -> None:
+    file = tmp_path / "val.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("images/a.png", b"x")
+        archive.writestr("images/b.png", b"x")
+        archive.writestr("val_annotations.txt", "a.png\tn0\nb.png\tn1\n")
+    images = LabelledViews(open_labelled(file), 32, None)
+    close_archives()
+    file.unlink()
+    with pytest.raises(DataError) as caught:
+        list(batches(images, [0, 1], 2, workers, Counter()))
+    assert str(caught.value) == f"cannot read {file}: No such file or directory."
 
 
 def configured(model: Path, data: Path, epochs: int, **changes: object) -> ImageClassificationConfig:

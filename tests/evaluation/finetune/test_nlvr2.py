@@ -133,6 +133,25 @@ def test_damaged_images_are_left_out_and_counted(model_dir: Path, nlvr2_folder: 
     assert found["skipped"]["0"] == {"train": {"not an image": 1}, "evaluation": {"not an image": 1}}
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_goes_away_is_one_error_from_any_process(
+    model_dir: Path, nlvr2_folder: Path, tmp_path: Path, workers: int
+) -> None:
+    shutil.copytree(nlvr2_folder, tmp_path / "copy")
+    gone = tmp_path / "copy/images/train/2/train-2-0-img0.png"
+
+    def say(line: str) -> None:
+        if "training" in line:  # the list is read, the images are not
+            gone.unlink()
+
+    config = Nlvr2Config(
+        str(model_dir), tmp_path / "copy", hidden=8, loop=LoopConfig(epochs=1), run=RunConfig(workers=workers)
+    )
+    with pytest.raises(DataError) as caught:
+        run_nlvr2(config, say)
+    assert str(caught.value) == f"{gone} cannot be read: No such file or directory"
+
+
 def test_peers_are_refused(nlvr2_folder: Path) -> None:
     with pytest.raises(ConfigError, match="takes the folder of a trained model"):
         run_nlvr2(Nlvr2Config("timm:resnet18", nlvr2_folder), quiet)
