@@ -274,8 +274,8 @@ TABLES: Mapping[str, Table] = {
     "halves": Table(
         "Halves distilled from the whole encoders, or cut from them",
         ("distilled-halves", "bank"),
-        "The thesis' first models were built from distilled halves, the final one from halves cut off: distilling them "
-        "costs more than it brings.",
+        "Distilled halves by themselves: ImageNet 71.1 / 76.1, GLUE 76.9. S-SMKE is built from halves cut off the "
+        "pretrained models.",
         None,
     ),
     "finetuning": Table(
@@ -287,7 +287,8 @@ TABLES: Mapping[str, Table] = {
     "cheap-peers": Table(
         "Cheap ways of others",
         ("frozen-towers", "locked-image", "locked-image-bank", "bank"),
-        "Locked towers with cached features are the cheapest way to zero-shot classification (SAIL, ShareLock).",
+        "ImageNet zero-shot of the others' own, larger models: SAIL 73.4 % (one A100, 5 hours), ShareLock 51 % (563k "
+        "pairs, about one GPU-hour), Freeze-Align 76 % (20M pairs, 50 to 60 GPU-hours), S-SMKE 37 % (shorter runs).",
         None,
     ),
 }
