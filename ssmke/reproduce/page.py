@@ -16,7 +16,7 @@ from ssmke.cost.charts.svg import Range, legend, lines, ranges
 from ssmke.cost.render.html import page as html_page
 from ssmke.cost.render.html import section as html_section
 from ssmke.cost.render.markdown import document
-from ssmke.cost.render.parts import Column, Section
+from ssmke.cost.render.parts import Column, Marks, Section
 from ssmke.cost.render.parts import Table as Cells
 from ssmke.cost.render.policy import without_style_attributes
 from ssmke.reproduce.outcome import KS, Outcome, Score, published
@@ -43,33 +43,30 @@ def html(tables: Sequence[Table], scale: ScaleName, found: Mapping[str, Outcome]
 
 
 def section_of(table: Table, scale: ScaleName, found: Mapping[str, Outcome]) -> Section:
-    """A table: published figures, ours, what it cost, what differs."""
+    """A table: published figures, ours, what it cost; marked, what a model is not."""
     figures = published()[table.published] if table.published else {"columns": [], "rows": {}}
     tests = SCALE[scale].scored_on
     columns = [Column("model", right=False)]
     columns += [Column(f"published {name}") for name in _leading(figures["columns"])]
     for name in tests.values():
         columns += [Column(f"{name} i2t R@1/5/10"), Column(f"{name} t2i R@1/5/10"), Column("mean R@1 (95 %)")]
-    columns += [
-        Column("device-hours"),
-        Column("dollars"),
-        Column("differs from the published one", right=False),
-    ]
-    rows = []
+    columns += [Column("device-hours"), Column("dollars")]
+    rows, marks = [], Marks()
     for key in table.variants:
         variant, outcome = VARIANTS[key], found.get(key, Outcome())
-        row = [variant.name, *_published(figures, key)]
+        why = variant.differs.get(scale, "")
+        if scale not in variant.flags:
+            why = f"not at this scale: {why}"
+        row = [f"{variant.name} {marks.of(why)}" if why else variant.name, *_published(figures, key)]
         for data in tests:
             row += [_recalls(outcome, data, way) for way in ("i2t", "t2i")]
             mean = outcome.scores.get((data, "mean_r1"))
             row.append("-" if mean is None else f"{mean.value:.2f} ({mean.low:.1f} to {mean.high:.1f})")
         row.append("-" if outcome.device_hours is None else f"{outcome.device_hours:.3f}")
         row.append("-" if outcome.usd is None else f"{outcome.usd:.4f}")
-        why = variant.differs.get(scale, "")
-        row.append(f"not at this scale: {why}" if scale not in variant.flags else why)
         rows.append(tuple(row))
     notes = [f"Published: {table.says}", *_order(table, scale, figures, found)]
-    return Section(table.title, Cells(tuple(columns), tuple(rows)), notes=tuple(notes))
+    return Section(table.title, Cells(tuple(columns), tuple(rows)), marks.legend(), tuple(notes))
 
 
 def _leading(columns: Sequence[str]) -> list[str]:
