@@ -18,7 +18,9 @@ from tests.e2e.runs import ROOT, ZERO2, Pretrain, Run
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.parametrize("name", ["zero1", "zero3", "zero2_offload", "zero3_offload"])
+@pytest.mark.parametrize(
+    "name", ["zero1", "zero3", pytest.param("zero2_offload", marks=pytest.mark.long), "zero3_offload"]
+)
 def test_all_stages_give_one_loss_curve(name: str, pretrain: Pretrain, unbroken: Run) -> None:
     run = pretrain(config=ROOT / "ds_configs" / f"{name}.json")
     assert len(run.losses) == 16
