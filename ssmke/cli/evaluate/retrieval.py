@@ -188,7 +188,10 @@ def _interval_table(
     flat, in_folds = metrics.to_dict(), folds.to_dict() if folds else {}
     for way, label in WAYS.items():
         names = [f"{way}_r{k}" for k in (1, 5, 10)]
-        table.add_row(label, *(f"{flat[name]:.2f} ({intervals[name]})" for name in names))
+        table.add_row(
+            label,
+            *(f"{flat[name]:.2f} ({intervals[name].low:.1f}-{intervals[name].high:.1f})" for name in names),
+        )
         if folds:
             table.add_row("  1K", *(f"{in_folds[f'{name}_1k']:.2f}" for name in names), style="dim")
     return table
