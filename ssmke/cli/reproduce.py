@@ -72,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.plan:
             return 0
         from ssmke.reproduce.running import keep_settings, run_steps
+        from ssmke.training.prepare import render_scenes
 
         data = str(places.data.resolve())
         keep_settings(
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         )
         _on_sigterm()
         if scale == "scenes":
-            _render_scenes(places)
+            render_scenes(str(places.data / "scenes"), _say)
         require_data(chosen, scale, places)
         run_steps(steps, places.root, ranks, _say)
     command = f"ssmke reproduce {shlex.join(argv)}"
@@ -181,14 +182,6 @@ def _on_sigterm() -> None:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, leave)
-
-
-def _render_scenes(places: Places) -> None:
-    from ssmke.data.sources.scenes import ScenesConfig, write_scenes
-
-    if not (places.data / "scenes" / "manifest.json").exists():
-        _say(f"rendering scenes into {places.data / 'scenes'}")
-        write_scenes(places.data / "scenes", ScenesConfig())
 
 
 def _ranks(asked: int | None) -> int | None:

@@ -143,8 +143,11 @@ HALVES: Mapping[str, Half] = {
 
 _LIT = "LiT locks a supervised image tower; here the pretrained half, with our shared block"
 
+_UNTAUGHT = ("--loss.distillation", "none", "--loss.bank", "none")
+_LOCKED = ("--model.image.frozen", "--targets.frozen-tokens")
+
 VARIANTS: Mapping[str, Variant] = {
-    "none": Variant("contrast alone, no teacher", _everywhere("--loss.distillation", "none", "--loss.bank", "none")),
+    "none": Variant("contrast alone, no teacher", _everywhere(*_UNTAUGHT)),
     "mse": Variant("S-SMKE, MSE", _everywhere("--loss.distillation", "mse", "--loss.bank", "none")),
     "contrastive": Variant(
         "S-SMKE, contrastive KD", _everywhere("--loss.distillation", "contrastive", "--loss.bank", "none")
@@ -191,10 +194,8 @@ VARIANTS: Mapping[str, Variant] = {
     "locked-image": Variant(
         "locked image encoder (as LiT)",
         {
-            "scenes": ("--model.image.frozen", "--targets.frozen-tokens", "--loss.distillation", "none",
-                       "--loss.bank", "none"),
-            "full": ("--model.image.frozen", "--targets.frozen-tokens", "--loss.distillation", "none",
-                     "--loss.bank", "none"),
+            "scenes": (*_LOCKED, *_UNTAUGHT),
+            "full": (*_LOCKED, *_UNTAUGHT),
         },
         {
             "scenes": _LIT,
@@ -205,11 +206,9 @@ VARIANTS: Mapping[str, Variant] = {
     "frozen-towers": Variant(
         "both towers frozen (as SAIL, ShareLock)",
         {
-            "scenes": ("--model.image.frozen", "--targets.frozen-tokens", "--model.text.freeze-layers", "2",
-                       "--loss.distillation", "none", "--loss.bank", "none"),
-            "small": ("--model.text.freeze-layers", "6", "--loss.distillation", "none", "--loss.bank", "none"),
-            "full": ("--model.image.frozen", "--targets.frozen-tokens", "--model.text.freeze-layers", "6",
-                     "--loss.distillation", "none", "--loss.bank", "none"),
+            "scenes": (*_LOCKED, "--model.text.freeze-layers", "2", *_UNTAUGHT),
+            "small": ("--model.text.freeze-layers", "6", *_UNTAUGHT),
+            "full": (*_LOCKED, "--model.text.freeze-layers", "6", *_UNTAUGHT),
         },
         dict.fromkeys(
             SCALES, "our halves and shared block on top, softmax contrast, the recipe's batch; text is not cached"
@@ -218,8 +217,8 @@ VARIANTS: Mapping[str, Variant] = {
     "locked-image-bank": Variant(
         "S-SMKE on a locked image encoder",
         {
-            "scenes": ("--model.image.frozen", "--targets.frozen-tokens"),
-            "full": ("--model.image.frozen", "--targets.frozen-tokens"),
+            "scenes": _LOCKED,
+            "full": _LOCKED,
         },
         {"small": "the recipe of this scale has its image encoder locked already"},
     ),

@@ -13,7 +13,6 @@ twice the embeddings. So two cores feed a model of some 400 pictures a second; a
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
@@ -32,6 +31,7 @@ from ssmke import foreign_json
 from ssmke.data.atomic import make_folder, write_json
 from ssmke.data.decode import EncodedImage
 from ssmke.data.locks import locked
+from ssmke.data.parallel import usual_workers
 from ssmke.errors import BadSample, ConfigError, DataError, WeightsError
 from ssmke.search.index import FILE_NAME, FORMAT, IndexManifest
 from ssmke.search.nearest import KINDS, PROBES, Nearest, build
@@ -96,8 +96,6 @@ class IndexReport:
     """What could not be used, by reason, of all."""
     embed_seconds: float = 0.0
     """From the first picture to the last part, now."""
-    faiss_seconds: float = 0.0
-    """To build and tune FAISS's indexes."""
     images: Nearest | None = None
     """FAISS's index of the pictures."""
     texts: Nearest | None = None
@@ -229,7 +227,6 @@ def _finish(
         raise DataError(
             f"not one of {len(sources):,} pictures is usable ({reasons}): give others, and another --out."
         )
-    begin = time.perf_counter()
 
     def blocks(what: str) -> Callable[[], Iterator[Vectors]]:
         return lambda: (part_vectors(folder, part, what, encoder.dim) for part in parts)
@@ -256,7 +253,6 @@ def _finish(
             if count
             else None
         )
-    report.faiss_seconds = time.perf_counter() - begin
     images, captions = built
     assert images is not None
     manifest = IndexManifest(
@@ -302,7 +298,7 @@ def _loaded(
             return bad
 
     waiting: deque[tuple[int, list[Future[_Prepared | BadSample]]]] = deque()
-    pool = ThreadPoolExecutor(config.threads or _cores(), thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(config.threads or usual_workers(), thread_name_prefix="decode")
     try:
         for start in range(first, len(sources), config.batch_size):
             numbers = range(start, min(start + config.batch_size, len(sources)))
@@ -386,8 +382,3 @@ def _spread(blocks: Callable[[], Iterator[Vectors]], count: int) -> Vectors:
 def _lasting_name(name: str) -> str:
     """A folder by its full path, so that the index finds its model from anywhere."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
