@@ -41,6 +41,7 @@ from ssmke.training.vitals import Line, Seen, Vitals
 _PERIOD_S = 1.0
 _GRACE_S = 5.0
 _LAST_WORD_S = 3.0
+_TELLING_S = 15.0
 _SUSPENDED_S = 5.0
 
 
@@ -89,7 +90,8 @@ class Watchdog:
             # In a thread of its own: where rank 0 or the network is gone, the attempt to reach it lasts for minutes.
             telling = threading.Thread(target=self._tell, args=(left,), daemon=True)
             telling.start()
-            telling.join(_LAST_WORD_S + _PERIOD_S)
+            keeper = self._seen.get(0)
+            telling.join(_LAST_WORD_S + _PERIOD_S if keeper and keeper.line.is_gone() else _TELLING_S)
 
     def _tell(self, left: str) -> None:
         try:
@@ -127,6 +129,9 @@ class Watchdog:
     def _write(self, store: Any) -> None:
         with self._writing:  # no older line may come after one that says why this rank has left
             store.set(self._key(rank()), self.vitals.line().encode())
+            # `set` does not wait for the server: without an answer an older line of another connection may come later,
+            # and a process that ends now may take its line along.
+            store.check([self._key(rank())])
 
     def _read(self, store: Any) -> None:
         others = range(1, world_size()) if rank() == 0 else range(1)

@@ -1,6 +1,6 @@
 """Groups of real ranks under a watchdog, each group with one fault: started by `test_watchdog`.
 
-    python -m tests.training.watched_ranks FOLDER
+    python -m tests.faults.watched_ranks FOLDER
 
 Forks three ranks for every scenario, all at once, and writes what each said to FOLDER/<scenario>/rank-N.log and its
 exit code to FOLDER/<scenario>/rank-N.code.

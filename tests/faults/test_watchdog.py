@@ -10,7 +10,7 @@ import pytest
 
 from ssmke.training.watchdog import RankLost
 from tests.e2e.runs import ROOT
-from tests.training.watched_ranks import RANKS
+from tests.faults.watched_ranks import RANKS
 
 GO_ON = "the same command with --resume auto goes on from there"
 
@@ -32,7 +32,7 @@ class Group:
 def groups(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Group]:
     folder = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training.watched_ranks", str(folder)],
+        [sys.executable, "-m", "tests.faults.watched_ranks", str(folder)],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
