@@ -207,6 +207,8 @@ class Recipe:
             raise ConfigError(
                 "--targets.frozen-tokens shows no pixels to an online teacher: use --targets.mode cache"
             )
+        if self.targets.frozen_text:
+            self._check_frozen_text()
         curriculum = self.data.curriculum
         if self.targets.frozen_tokens and curriculum.active:
             raise ConfigError(
@@ -217,6 +219,25 @@ class Recipe:
             raise ConfigError(
                 f"--data.curriculum.image-size {curriculum.image_size} shows the online teacher smaller images than it "
                 "takes: use --targets.mode cache, or --data.curriculum.patch-drop alone (the teacher sees all patches)"
+            )
+
+    def _check_frozen_text(self) -> None:
+        """Whether batches can be rows of caches alone."""
+        if not self.model.text.frozen:
+            raise ConfigError(
+                "--targets.frozen-text needs a text encoder that is not trained: --model.text.frozen"
+            )
+        if self.model.pool == "none":
+            raise ConfigError(
+                "--targets.frozen-text caches one vector a caption: say which, --model.pool cls+mean (or cls, mean)"
+            )
+        if not self.targets.frozen_tokens:
+            raise ConfigError(
+                "--targets.frozen-text needs the images' tokens cached too: --targets.frozen-tokens"
+            )
+        if self.targets.views > 1:
+            raise ConfigError(
+                f"--targets.views {self.targets.views}: frozen towers see the canonical view alone; leave it at 1"
             )
 
     def resolved(self) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ssmke.console import CleanConsole
@@ -39,14 +38,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def build(argv: Sequence[str]) -> int:
-    """Computes the targets that ``argv``'s recipe needs; with several ranks, each takes its share of shards."""
+    """Computes what ``argv``'s recipe caches: targets, and the features of frozen encoders.
+
+    With several ranks, each takes its share of shards."""
     import torch
     import torch.distributed as dist
 
     from ssmke.objectives.gather import rank
     from ssmke.recipes import parse_recipe
-    from ssmke.targets.build import build_targets
-    from ssmke.training.prepare import identity_of, load_teacher, open_shards
+    from ssmke.training.prepare import (
+        build_module,
+        load_teacher,
+        open_shards,
+        prepare_targets,
+        prepare_text,
+        prepare_tokens,
+    )
     from ssmke.training.ranks import Placement
 
     recipe = parse_recipe(argv, "ssmke targets build")
@@ -59,23 +66,13 @@ def build(argv: Sequence[str]) -> int:
     say = console.print
     shards = open_shards(recipe, say)
     teacher = load_teacher(recipe, device, say)
-    if teacher is None:
+    if teacher is None and not recipe.targets.frozen_tokens:
         raise ConfigError("--loss.distillation none needs no targets: choose mse, kl or contrastive")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("images of this rank", total=None)
-        report = build_targets(
-            shards,
-            teacher,
-            identity_of(recipe, teacher),
-            recipe.data.augmentation,
-            recipe.targets,
-            progress=lambda images: bar.advance(task, images),
-        )
-    say(
-        f"computed {report.images:,} images in {report.seconds:.1f} device-seconds, reused {report.reused:,}, "
-        f"{report.bad} could not be decoded"
-    )
+    prepare_targets(recipe, shards, teacher, say)
+    if recipe.targets.frozen_tokens:
+        student = build_module(recipe, teacher, shards.images, device, say).student
+        prepare_tokens(recipe, shards, student, say)
+        prepare_text(recipe, shards, student, say)
     if dist.is_initialized():
         dist.destroy_process_group()
     return 0

@@ -25,9 +25,9 @@ class Batch:
     images: Tensor
     """Pixels, uint8 [B, 3, S, S], or cached tokens of a frozen image encoder, fp16 [B, N * D]."""
     ids: Tensor
-    """Token ids, int64 [B, L]."""
+    """Token ids, int64 [B, L], or cached features of a frozen text encoder, fp16 [B, W]."""
     mask: Tensor
-    """True at real tokens, bool [B, L]."""
+    """True at real tokens, bool [B, L]; [B, 1] beside features."""
     image_ids: Tensor
     """Index of each pair's image in the dataset, int64 [B]: equal for captions of one image."""
     targets: Tensor | None = None
@@ -48,6 +48,8 @@ class Batch:
     @property
     def computed_tokens(self) -> int:
         """Places that the text encoder computes, padding and empty ones included."""
+        if self.ids.is_floating_point():
+            return 0
         return sum(rows.numel() for rows in self.packing) if self.packing else self.ids.numel()
 
     def __len__(self) -> int:

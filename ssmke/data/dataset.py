@@ -219,6 +219,20 @@ class ImageTextShards:
         shard, position = self.shard_of(image)
         return self._fetched(shard, lambda: str(self._index(shard).keys[position]))
 
+    def keys(self, images: NDArray[np.integer]) -> list[str]:
+        """Keys of many images, by shard; of a shard that would have to be fetched for it, "<shard>:<position>"."""
+        shards = np.searchsorted(self._first_image, images, side="right") - 1
+        found = np.empty(len(images), dtype=object)
+        for shard in np.unique(shards).tolist():
+            here = np.flatnonzero(shards == shard)
+            places = images[here] - self._first_image[shard]
+            path, _, _ = self.shards[shard]
+            if path.parent in self._mirrors:
+                found[here] = [f"{path.stem}:{place}" for place in places.tolist()]
+            else:
+                found[here] = self._index(shard).keys[places]
+        return list(map(str, found))
+
     def open_shard(self, shard: int) -> ShardIndex:
         """A shard by itself, for reading all of it; fetched first, and kept open if it makes room meanwhile.
 

@@ -218,9 +218,7 @@ class PairBatches(Dataset[Batch]):
         skipped: list[tuple[str, str]],
         place: int,
     ) -> _Row:
-        # Distinct pairs that are not in the same batch; with windows from the same or the next one, because any
-        # other would have to be fetched for a single sample.
-        stride = self.plan.batch_size + 1 if self.plan.order.window else len(order) // 2 + 1
+        stride = replacement_stride(self.plan, len(order))
         for attempt in range(REPLACEMENTS):
             pair = int(order[(position + attempt * stride) % len(order)])
             try:
@@ -271,6 +269,15 @@ class PairBatches(Dataset[Batch]):
         if len(coming) < 2 * order.window and epoch + 1 < self.plan.epochs:
             coming = np.concatenate([coming, order.shard_order(epoch + 1)[: order.window]])
         self.shards.prefetch(coming.tolist())
+
+
+def replacement_stride(plan: StreamPlan, pairs: int) -> int:
+    """How far apart the pairs lie that are tried in place of a bad one, in an epoch's order of ``pairs``.
+
+    They are distinct and not in the same batch; with windows from the same or the next one, because any other would
+    have to be fetched for a single sample.
+    """
+    return plan.batch_size + 1 if plan.order.window else pairs // 2 + 1
 
 
 def _cached(cache: TargetRows, image: int, view: int) -> npt.NDArray[np.float16]:

@@ -43,7 +43,7 @@ from ssmke.models.image_encoders import (
     native_image_size,
     set_image_size,
 )
-from ssmke.models.shared import SharedBlock, SharedMLP
+from ssmke.models.shared import SharedBlock, SharedMLP, SharedNothing
 from ssmke.models.student import SSMKE
 from ssmke.models.teachers import FLAG, Teacher, TeacherConfig
 from ssmke.models.text_encoders import TextEncoder, TextEncoderConfig, text_layers
@@ -69,6 +69,7 @@ def shapes_of(
     max_tokens: int,
     batch_size: int | None = None,
     cached_tokens: bool = False,
+    cached_text: bool = False,
     curriculum: CurriculumConfig | None = None,
 ) -> Shapes:
     """What a training pair costs.
@@ -81,12 +82,14 @@ def shapes_of(
         max_tokens: where captions are cut.
         batch_size: pairs per step over all ranks, which the losses compare each pair with. None: no losses.
         cached_tokens: the frozen image encoder's tokens come from a cache.
+        cached_text: the frozen text encoder's features do.
         curriculum: what the student sees of an image in which share of the steps. None: all of it in all steps.
     """
     student = module if isinstance(module, SSMKE) else module.student
     phases = (curriculum or CurriculumConfig()).phases(student.image_size)
     parts = [] if cached_tokens else _image_parts(student.image_encoder, phases)
-    parts += [*_text_parts(student.text_encoder, max_tokens), *_joint_parts(student, distillation, phases)]
+    parts += [] if cached_text else _text_parts(student.text_encoder, max_tokens)
+    parts += _joint_parts(student, distillation, phases)
     if batch_size is not None and not isinstance(module, SSMKE):
         size = 0 if module.bank is None else module.bank.size
         parts += _loss_parts(student, module.config, module.levels, batch_size, size)
@@ -126,6 +129,7 @@ def shapes_of_recipe(recipe: Recipe) -> Shapes:
             online_teacher=False,
             max_tokens=recipe.model.text.max_tokens,
             cached_tokens=recipe.targets.frozen_tokens,
+            cached_text=recipe.targets.frozen_text,
             curriculum=recipe.data.curriculum,
         )
     levels = student.levels if recipe.loss.contrast == "all" else student.levels[:1]
@@ -316,15 +320,21 @@ def _fitted(encoder: TextEncoder, passes: float, max_tokens: int) -> Part:
 
 def _joint_parts(student: SSMKE, distillation: bool, phases: Sequence[Phase]) -> list[Part]:
     """Projections, shared encoder for both modalities, prediction head for both."""
-    tokens = sum(phase.share * _image_tokens(student.image_encoder, phase) for phase in phases)
+    pooled = student.config.pool != "none"
+    tokens = 1.0 if pooled else sum(p.share * _image_tokens(student.image_encoder, p) for p in phases)
+
+    def of_text(name: str, each: float, once: float = 0.0) -> Part:
+        """``each``: operations on a token of the caption, which is one where it is pooled; ``once``: beside them."""
+        return Part(name, TRAINED, once + each) if pooled else Part(name, TRAINED, once, each)
+
     parts = [
         Part("image projection", TRAINED, fixed=float(_dense(student.image_projection) * tokens)),
-        Part("text projection", TRAINED, per_token=float(_dense(student.text_projection))),
+        of_text("text projection", float(_dense(student.text_projection))),
     ]
     shared = student.shared
     if isinstance(shared, SharedBlock):
         once, each = flops.cls_block(shared.proj.in_features, shared.fc1.out_features)
-        parts.append(Part("shared block", TRAINED, fixed=2.0 * once + each * tokens, per_token=float(each)))
+        parts.append(of_text("shared block", float(each), 2.0 * once + each * tokens))
     elif isinstance(shared, SharedMLP):
         parts.append(Part("shared MLP", TRAINED, fixed=2.0 * _dense(shared)))
     if student.prediction is not None:
@@ -369,7 +379,9 @@ def _loss_parts(
 
 def level_widths(student: SSMKE) -> dict[str, int]:
     """Width of the [CLS] at each level that the contrast may use."""
-    return {"output": student.dim, "input": student.dim, "hidden": student.shared.fc1.out_features}
+    shared = student.shared
+    hidden = {} if isinstance(shared, SharedNothing) else {"hidden": shared.fc1.out_features}
+    return {"output": student.dim, "input": student.dim, **hidden}
 
 
 def teacher_network(config: TeacherConfig) -> tuple[nn.Module, int]:

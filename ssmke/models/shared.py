@@ -1,7 +1,8 @@
 """The shared encoder: what image tokens and text tokens both pass through, never at once.
 
-`SharedBlock` (S-SMKE) is one pre-norm Transformer block; `SharedMLP` (Transformer SHRe) an MLP on the [CLS].
-Both return only what the losses use: the [CLS] of each level, by name. Notable:
+`SharedBlock` (S-SMKE) is one pre-norm Transformer block; `SharedMLP` (Transformer SHRe) an MLP on the [CLS];
+`SharedNothing` the [CLS] as it is: each side has its projection alone (CLIP, LiT, linear alignment of frozen towers).
+All return only what the losses use: the [CLS] of each level, by name. Notable:
 
 - The output of the block is used at the [CLS] alone, so only the [CLS] asks: keys and values are computed for
   all tokens, the query, the output projection and the MLP for one. The result is that of the full block, for a
@@ -29,8 +30,9 @@ Levels = dict[str, Tensor]
 class SharedConfig:
     """The shared encoder (thesis, chapter 'Method')."""
 
-    kind: Literal["block", "mlp"] = "block"
-    """`block`: one Transformer block (S-SMKE). `mlp`: an MLP on the [CLS] (Transformer SHRe)."""
+    kind: Literal["block", "mlp", "none"] = "block"
+    """`block`: one Transformer block (S-SMKE). `mlp`: an MLP on the [CLS] (Transformer SHRe). `none`: nothing is
+    shared, each side ends in its projection."""
     dim: int = 768
     """Width of tokens and embedding."""
     heads: int = 12
@@ -41,8 +43,8 @@ class SharedConfig:
     """Initial LayerScale of both residual branches of the block."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("block", "mlp"):
-            raise ConfigError(f"--model.shared.kind {self.kind!r}: must be block or mlp")
+        if self.kind not in ("block", "mlp", "none"):
+            raise ConfigError(f"--model.shared.kind {self.kind!r}: must be block, mlp or none")
         if self.dim % self.heads:
             raise ConfigError(
                 f"--model.shared.dim {self.dim} is not a multiple of --model.shared.heads {self.heads}"
@@ -115,6 +117,16 @@ class SharedMLP(nn.Module):
         return {"output": self.fc2(F.gelu(hidden)), "hidden": hidden, "input": cls}
 
 
+class SharedNothing(nn.Module):
+    """The [CLS] as it comes out of each side's projection; no parameters."""
+
+    levels = ("output",)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Levels:
+        """``tokens`` [B, N, D] with the [CLS] first; ``mask`` is not needed, only the [CLS] is read."""
+        return {"output": tokens[:, 0]}
+
+
 def _init_linear(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Linear):
@@ -122,6 +134,8 @@ def _init_linear(module: nn.Module) -> None:
             nn.init.zeros_(part.bias)
 
 
-def build_shared(config: SharedConfig) -> SharedBlock | SharedMLP:
+def build_shared(config: SharedConfig) -> SharedBlock | SharedMLP | SharedNothing:
     """The shared encoder that ``config.kind`` names."""
+    if config.kind == "none":
+        return SharedNothing()
     return SharedBlock(config) if config.kind == "block" else SharedMLP(config)

@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssmke.errors import DataError
+from ssmke.errors import ConfigError, DataError
 from ssmke.models.image_encoders import ImageEncoderConfig, build_image_encoder
 from ssmke.models.pixels import normalise_pixels
+from ssmke.models.pooling import POOLS, Pool, pool_tokens, pooled_width
 from ssmke.models.shared import LayerScale, SharedConfig, build_shared
 from ssmke.models.text_encoders import TextEncoderConfig, build_text_encoder, load_tokenizer
 
@@ -54,12 +55,18 @@ class StudentConfig:
     """The text encoder."""
     shared: SharedConfig = field(default_factory=SharedConfig)
     """The shared encoder."""
+    pool: Pool = "none"
+    """What of an encoder's tokens goes on: `none`: all; `cls`, `mean` or `cls+mean` (side by side): one vector."""
     modality_embedding: bool = True
     """Add a learned vector per modality to every token after its encoder."""
     modality_scale: float = 1e-5
     """Initial LayerScale of the modality embedding (unscaled costs about 0.8 points of recall)."""
     prediction_dim: int | None = None
     """Width of the prediction head: the teacher's. None: filled in from the teacher; no teacher, no head."""
+
+    def __post_init__(self) -> None:
+        if self.pool not in POOLS:
+            raise ConfigError(f"--model.pool {self.pool!r}: must be one of {', '.join(POOLS)}")
 
 
 class ModalityEmbedding(nn.Module):
@@ -76,10 +83,12 @@ class ModalityEmbedding(nn.Module):
         return tokens + self.scale(vector)
 
 
-def _projection(encoder_dim: int, dim: int) -> nn.Module:
-    if encoder_dim == dim:
+def _projection(encoder_dim: int, pool: Pool, dim: int) -> nn.Module:
+    width = pooled_width(encoder_dim, pool)
+    # A pooled vector is always projected: without a shared encoder nothing else could learn above a frozen tower.
+    if width == dim and pool == "none":
         return nn.Identity()
-    return nn.Sequential(nn.LayerNorm(encoder_dim, eps=1e-6), nn.Linear(encoder_dim, dim))
+    return nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Linear(width, dim))
 
 
 class SSMKE(nn.Module):
@@ -91,8 +100,8 @@ class SSMKE(nn.Module):
         dim = config.shared.dim
         self.image_encoder = build_image_encoder(config.image, quiet=quiet)
         self.text_encoder = build_text_encoder(config.text, quiet=quiet)
-        self.image_projection = _projection(self.image_encoder.dim, dim)
-        self.text_projection = _projection(self.text_encoder.dim, dim)
+        self.image_projection = _projection(self.image_encoder.dim, config.pool, dim)
+        self.text_projection = _projection(self.text_encoder.dim, config.pool, dim)
         self.modality = ModalityEmbedding(dim, config.modality_scale) if config.modality_embedding else None
         self.shared = build_shared(config.shared)
         self.prediction = (
@@ -118,8 +127,9 @@ class SSMKE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype that the student computes in: that of its shared encoder."""
-        return next(self.shared.parameters()).dtype
+        """Dtype that the student computes in: that of what lies above its encoders."""
+        above = (self.shared, self.image_projection, self.image_encoder)
+        return next(parameter for part in above for parameter in part.parameters()).dtype
 
     def forward(
         self,
@@ -129,17 +139,19 @@ class SSMKE(nn.Module):
         packing: Tensor | None = None,
         kept: Tensor | None = None,
     ) -> Outputs:
-        """``images`` uint8 [B,3,H,W], or the image encoder's own tokens [B,N*D] (floating point);
-        ``ids`` int64 and ``mask`` bool [B,L]; ``packing`` int64 [R,W]: compute the captions in packed rows;
-        ``kept`` int64 [B,K]: see only these patches. Either modality may be absent."""
+        """``images`` uint8 [B,3,H,W], or what the image encoder gives [B,N*D] (floating point); ``ids`` int64 and
+        ``mask`` bool [B,L], or what the text encoder gives, pooled [B,W] (floating point); ``packing`` int64 [R,W]:
+        compute the captions in packed rows; ``kept`` int64 [B,K]: see only these patches. Either modality may be
+        absent."""
         outputs: Outputs = {}
         if images is not None:
-            tokens = self.image_projection(self._image_tokens(images, kept))  # [B, N, D]
+            tokens = self.image_projection(self.image_tokens(images, kept))  # [B, N, D]
             outputs |= self._shared_levels(tokens, None, "image")
         if ids is not None:
             assert mask is not None
-            tokens = self.text_projection(self.text_encoder(ids, mask, packing))  # [B, L, D]
-            outputs |= self._shared_levels(tokens, mask, "text")
+            tokens = self.text_projection(self.text_tokens(ids, mask, packing))  # [B, L, D]
+            # A pooled vector has no padding left.
+            outputs |= self._shared_levels(tokens, mask if self.config.pool == "none" else None, "text")
         return outputs
 
     def _shared_levels(self, tokens: Tensor, mask: Tensor | None, modality: str) -> Outputs:
@@ -150,13 +162,19 @@ class SSMKE(nn.Module):
             outputs[f"{modality}.prediction"] = self.prediction(outputs[f"{modality}.output"])
         return outputs
 
-    def _image_tokens(self, images: Tensor, kept: Tensor | None) -> Tensor:
-        encoder = self.image_encoder
+    def image_tokens(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """What goes on of the image encoder's tokens, [B, N, D] or pooled [B, 1, W]; arguments as in `forward`."""
+        encoder, pool = self.image_encoder, self.config.pool
         if images.is_floating_point():
-            return images.view(images.shape[0], -1, encoder.dim).to(self.dtype)
+            return images.view(images.shape[0], -1, pooled_width(encoder.dim, pool)).to(self.dtype)
         pixels = normalise_pixels(images, encoder.mean, encoder.std).to(self.dtype)
-        tokens: Tensor = encoder(pixels, kept)
-        return tokens
+        return pool_tokens(encoder(pixels, kept), None, pool)
+
+    def text_tokens(self, ids: Tensor, mask: Tensor, packing: Tensor | None = None) -> Tensor:
+        """What goes on of the text encoder's tokens, [B, L, D] or pooled [B, 1, W]; arguments as in `forward`."""
+        if ids.is_floating_point():
+            return ids[:, None].to(self.dtype)
+        return pool_tokens(self.text_encoder(ids, mask, packing), mask, self.config.pool)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor | Pictures, batch_size: int = IMAGE_BATCH) -> Tensor:

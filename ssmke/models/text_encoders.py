@@ -88,6 +88,8 @@ class TextEncoderConfig:
     "none" for random weights."""
     max_tokens: int = 64
     """Longest caption in tokens, [CLS] and [SEP] included; longer ones are cut."""
+    frozen: bool = False
+    """Never train it."""
     freeze_layers: int = 0
     """Never train the embeddings and the first so many layers."""
     architecture: Annotated[dict[str, Any] | None, tyro.conf.Suppress] = None
@@ -195,6 +197,8 @@ def build_text_encoder(config: TextEncoderConfig, *, quiet: bool = False) -> Tex
         backbone.pooler = None  # type: ignore[assignment]
     _check_positions(backbone, architecture, config)
     _freeze_lower(backbone, config)
+    if config.frozen:
+        backbone.requires_grad_(False)
     return TextEncoder(
         backbone, architecture, config.max_tokens, _load(backbone, architecture, config, quiet)
     )

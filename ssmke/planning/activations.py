@@ -87,6 +87,13 @@ class Text:
     packed: bool
     width: int = ROW
     """Places of a packed row."""
+    cached: int | None = None
+    """Numbers per caption where a frozen encoder's features come from a cache; None: tokens."""
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of one caption as it comes: ids and mask, or its features."""
+        return 9 * self.longest if self.cached is None else 2 * self.cached + 1
 
 
 def fake(module: nn.Module, mode: FakeTensorMode, dtype: torch.dtype) -> None:
@@ -170,10 +177,13 @@ def _run(
             images = torch.empty(pairs, 3, size, size, dtype=torch.uint8)
         else:
             images = torch.empty(pairs, cached_tokens, dtype=torch.float16)
-        ids = torch.zeros(pairs, text.longest, dtype=torch.int64)
-        mask = torch.ones(pairs, text.longest, dtype=torch.bool)
+        if text.cached is None:
+            ids = torch.zeros(pairs, text.longest, dtype=torch.int64)
+        else:
+            ids = torch.empty(pairs, text.cached, dtype=torch.float16)
+        mask = torch.ones(pairs, 1 if text.cached else text.longest, dtype=torch.bool)
         packing = None
-        if text.packed:
+        if text.packed and text.cached is None:
             rows = -(-round(pairs * text.tokens / FILLING) // text.width)
             packing = torch.zeros(rows, text.width, dtype=torch.int64)
         outputs = student(images, ids, mask, packing)

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ssmke.data.packing import ROW
 from ssmke.errors import ConfigError
+from ssmke.models.pooling import pooled_width
 from ssmke.models.shapes import level_widths, teacher_network, teacher_without_weights, text_without_weights
 from ssmke.models.student import SSMKE
 from ssmke.objectives.pretraining import LossConfig, SSMKEPretraining
@@ -121,7 +122,8 @@ def model_of(recipe: Recipe, *, dtype: str, cuda: bool, text_tokens: float) -> M
     parameters = parameters_of(objective, recipe.optim)
     packed = recipe.compute.pack_text and student.text_encoder.packs
     longest = min(limit, math.ceil(LONGEST * text_tokens))
-    text = Text(text_tokens, longest, packed, min(ROW, limit) if longest <= ROW else limit)
+    features = pooled_width(student.text_encoder.dim, config.pool) if recipe.targets.frozen_text else None
+    text = Text(text_tokens, longest, packed, min(ROW, limit) if longest <= ROW else limit, features)
     fake(student, mode, kind)
     tokens = image_numbers(student, mode, kind) if recipe.targets.frozen_tokens else None
     pixels = 3 * student.image_size**2 if tokens is None else 2 * tokens
@@ -133,7 +135,7 @@ def model_of(recipe: Recipe, *, dtype: str, cuda: bool, text_tokens: float) -> M
         activations=count(student, text, dtype=kind, cuda=cuda, mode=mode, cached_tokens=tokens),
         losses=losses_of(student, recipe.loss),
         target=width if distils else None,
-        input_bytes=pixels + 9 * text.longest + 8 + (4 * width if distils and width else 0),
+        input_bytes=pixels + text.input_bytes + 8 + (4 * width if distils and width else 0),
     )
     if not distils or recipe.targets.mode != "online":
         return model
@@ -162,7 +164,9 @@ def losses_of(student: SSMKE, config: LossConfig) -> Losses:
 
 
 def image_numbers(student: SSMKE, mode: FakeTensorMode, dtype: torch.dtype) -> int:
-    """Numbers of an image's cached tokens: N x D."""
-    encoder = student.image_encoder
+    """Numbers of an image's cached tokens: N x D, or of the one vector that they are pooled to."""
+    encoder, pool = student.image_encoder, student.config.pool
+    if pool != "none":
+        return pooled_width(encoder.dim, pool)
     with mode, torch.no_grad():
         return int(encoder(torch.empty(1, 3, encoder.image_size, encoder.image_size, dtype=dtype)).numel())

@@ -1,9 +1,9 @@
-"""Builds the target cache: the shards that are missing are dealt to all ranks in turn; resumable by shard.
+"""Builds a cache: the shards that are missing are dealt to all ranks in turn; resumable by shard.
 
-Images are decoded by a thread pool (Pillow releases the interpreter lock) one batch ahead of the teacher, so
-that the slower of decode and forward sets the pace. A shard's rows are written whole, then its record; a kill
-costs the shard in work. An image that cannot be decoded gets NaN rows and is listed: the training stream skips
-it for the same reason.
+What the rows are is a `RowSource`'s business: a teacher's targets or a frozen encoder's tokens of images
+(`image_rows`), a frozen encoder's features of captions (`caption_rows`). A shard's rows are written whole, then its
+record; a kill costs the shard in work. What cannot be read gets NaN rows and is listed: the training stream skips it
+for the same reason.
 """
 
 from __future__ import annotations
@@ -11,24 +11,19 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
 from ssmke.data.atomic import TEMPORARY_SUFFIX, atomic_writer, make_folder, write_error, write_json
-from ssmke.data.augmentation import AugmentationConfig, canonical_view, show, view_box
 from ssmke.data.dataset import ImageTextShards
-from ssmke.data.decode import EncodedImage
 from ssmke.data.manifest import ShardInfo
 from ssmke.data.shards import ShardIndex
-from ssmke.errors import BadSample, SSMKEError, TargetCacheError
+from ssmke.errors import SSMKEError, TargetCacheError
 from ssmke.objectives.gather import rank, world_size
 from ssmke.targets.cache import (
     CacheIdentity,
@@ -42,20 +37,14 @@ from ssmke.targets.cache import (
     shard_folders,
 )
 
-Pixels = npt.NDArray[np.uint8]
 
+class RowSource(Protocol):
+    """Computes what is cached of a data shard (`ImageRows`, `CaptionRows`)."""
 
-class TargetModel(Protocol):
-    """What is cached: a `Teacher`, or a frozen encoder (`FrozenTokens`)."""
-
-    dim: int
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, 3, S, S] -> targets [B, dim]."""
-        ...
-
-    def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """Its weights, for their device."""
+    def batches(
+        self, index: ShardIndex, bad: dict[str, str]
+    ) -> Iterator[tuple[list[int], torch.Tensor, int]]:
+        """(numbers of rows in the shard, these rows [B, V, D], images done); what has none goes to ``bad``."""
         ...
 
 
@@ -64,11 +53,11 @@ class BuildReport:
     """What a build did, over all ranks."""
 
     images: int
-    """Images whose targets were computed now, on all disks."""
+    """Images whose rows, or whose captions' rows, were computed now, on all disks."""
     reused: int
-    """Images whose targets were there already."""
+    """Images whose rows were there already."""
     bad: int
-    """Images that could not be decoded."""
+    """Images that could not be decoded, or captions that are none."""
     seconds: float
     """Device-seconds spent now."""
     disks: int = 1
@@ -77,13 +66,12 @@ class BuildReport:
 
 def build_targets(
     shards: ImageTextShards,
-    teacher: TargetModel,
+    source: RowSource,
     identity: CacheIdentity,
-    augmentation: AugmentationConfig,
     config: TargetsConfig,
     progress: Callable[[int], None] = lambda images: None,
 ) -> BuildReport:
-    """Computes the targets that are missing; collective over ranks; ``progress`` gets images as they are done here.
+    """Computes the rows that are missing; collective over ranks; ``progress`` gets images as they are done here.
 
     Ranks that see the same folder share its work. Where every node has a disk of its own, each fills its own.
 
@@ -101,7 +89,7 @@ def build_targets(
             _, info, folder, _ = work[number]
             shards.prefetch(mine[place : place + 2])  # the next one comes while this one is worked on
             index = shards.open_shard(number)
-            record = _build_shard(index, info, folder, teacher, identity, augmentation, config, progress)
+            record = _build_shard(index, info, folder, source, identity, progress)
             done += info.images
             bad += len(record.bad)
     except SSMKEError as error:
@@ -227,10 +215,8 @@ def _build_shard(
     index: ShardIndex,
     info: ShardInfo,
     folder: Path,
-    teacher: TargetModel,
+    source: RowSource,
     identity: CacheIdentity,
-    augmentation: AugmentationConfig,
-    config: TargetsConfig,
     progress: Callable[[int], None],
 ) -> ShardTargets:
     begin = time.perf_counter()
@@ -238,19 +224,17 @@ def _build_shard(
         raise TargetCacheError(
             f"{index.path} has {len(index.keys)} images, its manifest says {info.images}: run `ssmke data verify`"
         )
-    rows = np.full((info.images, identity.views, teacher.dim), np.nan, dtype=np.float16)  # [N, V, D]
+    rows = np.full(identity.shape(info), np.nan, dtype=np.float16)  # [N, V, D]
     bad: dict[str, str] = {}
-    for images, crops in _crops(index, identity, augmentation, config.batch_size, bad):
-        pixels = torch.from_numpy(np.concatenate(crops))  # [B * V, 3, S, S]
-        targets = torch.cat([_forward(teacher, part) for part in pixels.split(config.batch_size)])
-        halves = targets.reshape(len(images), identity.views, -1).half()
+    for numbers, targets, images in source.batches(index, bad):
+        halves = targets.half()
         if not bool(halves.isfinite().all()):
             raise TargetCacheError(
-                f"the teacher's targets for {index.path} do not fit into fp16 or are not numbers: its weights or "
-                "normalisation are not what it was trained with"
+                f"{identity.teacher['name']}'s {identity.teacher['output']} for {index.path} do not fit into fp16 or "
+                "are not numbers: its weights or normalisation are not what it was trained with"
             )
-        rows[images] = halves.cpu().numpy()
-        progress(len(images))
+        rows[numbers] = halves.cpu().numpy()
+        progress(images)
     make_folder(folder)
     with atomic_writer(rows_path(folder, info.file)) as file:
         np.save(file, rows, allow_pickle=False)
@@ -264,61 +248,3 @@ def _build_shard(
     )
     write_json(record_path(folder, info.file), asdict(record))
     return record
-
-
-def _forward(teacher: TargetModel, pixels: torch.Tensor) -> torch.Tensor:
-    device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
-    targets: torch.Tensor = teacher(pixels.to(device, non_blocking=True))
-    return targets
-
-
-def _crops(
-    index: ShardIndex,
-    identity: CacheIdentity,
-    augmentation: AugmentationConfig,
-    batch_size: int,
-    bad: dict[str, str],
-) -> Iterator[tuple[list[int], list[Pixels]]]:
-    """Batches of (image numbers, their views [V, 3, S, S]), decoded one batch ahead."""
-
-    def decode(image: int) -> Pixels | BadSample:
-        try:
-            return views_of(index, image, identity, augmentation)
-        except BadSample as error:
-            return error
-
-    starts = range(0, len(index.keys), batch_size)
-    with ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads())) as pool:
-
-        def submit(start: int) -> list[Future[Pixels | BadSample]]:
-            return [pool.submit(decode, i) for i in range(start, min(start + batch_size, len(index.keys)))]
-
-        ahead = submit(0)
-        for start in starts:
-            decoded, ahead = ahead, submit(start + batch_size)
-            images, crops = [], []
-            for image, future in enumerate(decoded, start):
-                result = future.result()
-                if isinstance(result, BadSample):
-                    bad[str(index.keys[image])] = result.reason
-                else:
-                    images.append(image)
-                    crops.append(result)
-            if images:
-                yield images, crops
-
-
-def views_of(
-    index: ShardIndex, image: int, identity: CacheIdentity, augmentation: AugmentationConfig
-) -> Pixels:
-    """All cached views of one image, uint8 [V, 3, S, S]; raises `BadSample`."""
-    sample = index.read(image)
-    picture = EncodedImage(sample.image)
-    if identity.views == 1:
-        return show(picture, canonical_view, identity.image_size)[None]
-    return np.stack(
-        [
-            show(picture, partial(view_box, sample.key, view, augmentation), identity.image_size)
-            for view in range(identity.views)
-        ]
-    )

@@ -54,6 +54,9 @@ class TargetsConfig:
     frozen_tokens: bool = False
     """Cache the tokens of a frozen image encoder too: no image is decoded or encoded in training, all are shown in
     their canonical view."""
+    frozen_text: bool = False
+    """Cache the pooled features of a frozen text encoder as well: training reads rows of numbers alone, so that batches
+    of tens of thousands fit."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("cache", "online"):
@@ -83,6 +86,15 @@ class CacheIdentity:
     ) -> CacheIdentity:
         """The identity of a cache of ``views`` views under ``augmentation``."""
         return cls(teacher, image_size, views, augmentation.identity() if views > 1 else {"version": VERSION})
+
+    @property
+    def of_captions(self) -> bool:
+        """Whether a row is a caption's, not an image's."""
+        return self.teacher.get("rows") == "captions"
+
+    def shape(self, info: ShardInfo) -> tuple[int, int, int]:
+        """Of the rows of a data shard: [N, V, D]."""
+        return info.captions if self.of_captions else info.images, self.views, int(self.teacher["dim"])
 
     @property
     def folder_name(self) -> str:
@@ -197,7 +209,7 @@ def load_record(folder: Path, info: ShardInfo, identity: CacheIdentity) -> Shard
             f"{record.shard_sha256[:12]}), but shard {info.file} now has {info.images} (keys {info.keys_sha256[:12]}, "
             f"file {info.sha256[:12]}): the shards were changed; {_rebuild(folder)}"
         )
-    open_rows(rows_path(folder, info.file), (info.images, identity.views, int(identity.teacher["dim"])))
+    open_rows(rows_path(folder, info.file), identity.shape(info))
     return record
 
 
@@ -228,7 +240,7 @@ def shard_folders(
 
 
 class TargetCache:
-    """Reads cached targets of a dataset, by image number; opened only when whole and matching."""
+    """Reads a dataset's cached rows by number of image or pair; opened only when whole and matching."""
 
     def __init__(self, identity: CacheIdentity, files: Sequence[Path], firsts: Sequence[int]) -> None:
         self.identity = identity
@@ -244,11 +256,11 @@ class TargetCache:
         files, firsts, missing = [], [], []
         work = list(shard_folders(shards, identity, config))
         exists = {folder: check_identity(folder, identity) for folder in {folder for _, _, folder, _ in work}}
-        for _, info, folder, first in work:
+        for number, (_, info, folder, first) in enumerate(work):
             if not exists[folder] or load_record(folder, info, identity) is None:
                 missing.append(f"{folder}/{Path(info.file).stem}.npy")
             files.append(rows_path(folder, info.file))
-            firsts.append(first)
+            firsts.append(int(shards.first_pairs[number]) if identity.of_captions else first)
         if missing:
             raise TargetCacheError(
                 f"the target cache is incomplete: {len(missing)} of {len(files)} shards have no targets (first: "
@@ -256,14 +268,19 @@ class TargetCache:
             )
         return cls(identity, files, firsts)
 
-    def row(self, image: int, view: int) -> npt.NDArray[np.float16]:
-        """Target of view ``view`` of image ``image``, fp16 [D]."""
-        shard = int(np.searchsorted(self._firsts, image, side="right")) - 1
-        return np.array(self._map(shard)[image - int(self._firsts[shard]), view])
+    def row(self, number: int, view: int) -> npt.NDArray[np.float16]:
+        """View ``view`` of an image, or a pair's caption (view 0): fp16 [D]."""
+        shard = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        return np.array(self._map(shard)[number - int(self._firsts[shard]), view])
 
-    def rows(self, images: npt.NDArray[np.int64], view: int = 0) -> npt.NDArray[np.float16]:
-        """Targets of many images, [len(images), D]."""
-        return np.stack([self.row(int(image), view) for image in images])
+    def rows(self, numbers: npt.NDArray[np.int64], view: int = 0) -> npt.NDArray[np.float16]:
+        """The same of many, [len(numbers), D]."""
+        found = np.empty((len(numbers), self.dim), dtype=np.float16)
+        shards = np.searchsorted(self._firsts, numbers, side="right") - 1
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            found[here] = self._map(int(shard))[numbers[here] - self._firsts[shard], view]
+        return found
 
     def _map(self, shard: int) -> npt.NDArray[np.float16]:
         if shard not in self._maps:

@@ -1,49 +1,95 @@
-"""A frozen image encoder as something to cache: all its tokens, instead of a teacher's one target.
+"""Frozen encoders as something to cache: what they say of images and captions is as fixed as what a teacher says.
 
-Where the student's image encoder is never trained and images are shown in their canonical view, what it says is as
-fixed as what the teacher says. Cached like targets, with the same identity checks, it saves decoding and encoding every
-image for each of its captions in every epoch. Rows are N x D wide: 7 x 7 cells and [CLS] of 1280 are 128 kB an image.
+Where the student's image encoder is never trained and images are shown in their canonical view, its tokens are cached
+like targets, with the same identity checks, which saves decoding and encoding every image for each of its captions in
+every epoch. Rows are N x D wide: 7 x 7 cells and [CLS] of 1280 are 128 kB an image. With ``--model.pool`` a row is one
+vector, and the captions of a frozen text encoder can be cached as well.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ssmke.models.image_encoders import ImageEncoder, ImageEncoderConfig
-from ssmke.models.pixels import normalise_pixels
+from ssmke.data.tokens import tokenize
+from ssmke.models.pooling import pooled_width
+from ssmke.models.student import SSMKE
 from ssmke.models.weights import weights_digest
 
 
 class FrozenTokens(nn.Module):
-    """uint8 images [B, 3, S, S] -> tokens [B, N * D] fp32 of a frozen encoder, [CLS] first."""
+    """uint8 images [B, 3, S, S] -> what the student's image encoder hands on, [B, N * D] or pooled [B, W], fp32."""
 
-    def __init__(self, encoder: ImageEncoder, config: ImageEncoderConfig) -> None:
+    def __init__(self, student: SSMKE) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.image_size = encoder.image_size
-        self._config = config
+        self.student = student
+        self.image_size = student.image_size
+        encoder, pool = student.image_encoder, student.config.pool
         self._digest = weights_digest(encoder)
         rows, columns = encoder.grid
-        self.dim = (rows * columns + 1) * encoder.dim
+        tokens = rows * columns + 1 if pool == "none" else 1
+        self.dim = tokens * pooled_width(encoder.dim, pool)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        tokens: Tensor = self.encoder(normalise_pixels(images, self.encoder.mean, self.encoder.std))
-        return tokens.flatten(1).float()
+        return self.student.image_tokens(images).flatten(1).float()
 
     def describe(self) -> dict[str, Any]:
         """JSON-able identity, as a teacher's."""
+        config, encoder = self.student.config.image, self.student.image_encoder
         return {
-            "name": self._config.name,
-            "timm_kwargs": dict(self._config.timm_kwargs),
-            "depth": self._config.depth,
+            "name": config.name,
+            "timm_kwargs": dict(config.timm_kwargs),
+            "depth": config.depth,
             "digest": self._digest,
-            "output": "tokens",
+            "output": "tokens" if self.student.config.pool == "none" else self.student.config.pool,
             "dim": self.dim,
             "image_size": self.image_size,
-            "mean": list(self.encoder.mean),
-            "std": list(self.encoder.std),
+            "mean": list(encoder.mean),
+            "std": list(encoder.std),
+        }
+
+
+class FrozenText(nn.Module):
+    """Captions -> pooled features [B, W] fp32 of the student's text encoder."""
+
+    def __init__(self, student: SSMKE) -> None:
+        super().__init__()
+        self.student = student
+        self._tokenizer = student.tokenizer()
+        self._digest = weights_digest(student.text_encoder)
+        words = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        # These two are set by whoever used the tokenizer last.
+        words = {name: value for name, value in words.items() if name not in ("truncation", "padding")}
+        self._words = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+        self.dim = pooled_width(student.text_encoder.dim, student.config.pool)
+
+    @torch.no_grad()
+    def forward(self, captions: Sequence[str], batch_size: int) -> Tensor:
+        ids, mask = tokenize(self._tokenizer, captions, self.student.config.text.max_tokens)  # [B, L]
+        lengths, device = mask.sum(1), self.student.device
+        found = torch.empty(len(captions), self.dim, device=device)
+        for rows in torch.argsort(lengths, stable=True).split(batch_size):
+            longest = int(lengths[rows].max())
+            part = ids[rows, :longest].to(device), mask[rows, :longest].to(device)
+            found[rows.to(device)] = self.student.text_tokens(*part)[:, 0].float()
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able identity, as a teacher's."""
+        config = self.student.config.text
+        return {
+            "name": config.name,
+            "rows": "captions",
+            "depth": config.depth,
+            "digest": self._digest,
+            "tokenizer": self._words,
+            "max_tokens": config.max_tokens,
+            "output": f"text-{self.student.config.pool}",
+            "dim": self.dim,
         }

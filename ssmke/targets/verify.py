@@ -12,7 +12,6 @@ from ssmke.data.dataset import ImageTextShards
 from ssmke.data.shards import ShardIndex, file_sha256
 from ssmke.errors import BadSample, TargetCacheError
 from ssmke.models.teachers import Teacher
-from ssmke.targets.build import views_of
 from ssmke.targets.cache import (
     CacheIdentity,
     TargetsConfig,
@@ -21,6 +20,7 @@ from ssmke.targets.cache import (
     rows_path,
     shard_folders,
 )
+from ssmke.targets.image_rows import views_of
 
 TOLERANCE = 2e-3
 """Largest accepted distance, relative to the target's length: fp16 rounding and another machine's kernels."""

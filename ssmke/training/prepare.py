@@ -25,9 +25,11 @@ from ssmke.objectives.contrast import normalise
 from ssmke.objectives.gather import world_size
 from ssmke.objectives.pretraining import SSMKEPretraining
 from ssmke.recipes import DataConfig, Recipe
-from ssmke.targets.build import TargetModel, build_targets
+from ssmke.targets.build import RowSource, build_targets
 from ssmke.targets.cache import CacheIdentity, TargetCache
-from ssmke.targets.frozen import FrozenTokens
+from ssmke.targets.caption_rows import CaptionRows
+from ssmke.targets.frozen import FrozenText, FrozenTokens
+from ssmke.targets.image_rows import ImageRows
 from ssmke.training.ranks import on_all_ranks, on_rank_zero
 from ssmke.training.trained import trained_student
 
@@ -155,7 +157,9 @@ def prepare_targets(
     """Opens the target cache, after computing what is missing; None without teacher or with an online one."""
     if teacher is None or recipe.targets.mode == "online":
         return None
-    return _built(recipe, shards, teacher, identity_of(recipe, teacher), say, check)
+    identity = identity_of(recipe, teacher)
+    source = ImageRows(teacher, identity, recipe.data.augmentation, recipe.targets.batch_size)
+    return _built(recipe, shards, source, identity, say, check)
 
 
 def prepare_tokens(
@@ -164,25 +168,38 @@ def prepare_tokens(
     """The cached tokens of the student's frozen image encoder, where the recipe wants them."""
     if not recipe.targets.frozen_tokens:
         return None
-    encoder = FrozenTokens(student.image_encoder, student.config.image)
-    identity = CacheIdentity.of(encoder.describe(), encoder.image_size, 1, recipe.data.augmentation)
-    return _built(recipe, shards, encoder, identity, say, check)
+    tokens = FrozenTokens(student)
+    identity = CacheIdentity.of(tokens.describe(), tokens.image_size, 1, recipe.data.augmentation)
+    source = ImageRows(tokens, identity, recipe.data.augmentation, recipe.targets.batch_size)
+    return _built(recipe, shards, source, identity, say, check)
+
+
+def prepare_text(
+    recipe: Recipe, shards: ImageTextShards, student: SSMKE, say: Say, check: Check = lambda: None
+) -> TargetCache | None:
+    """The cached features of the student's frozen text encoder, where the recipe wants them."""
+    if not recipe.targets.frozen_text:
+        return None
+    text = FrozenText(student)
+    identity = CacheIdentity(text.describe(), image_size=0, views=1, augmentation={})
+    return _built(recipe, shards, CaptionRows(text, recipe.targets.batch_size), identity, say, check)
 
 
 def _built(
     recipe: Recipe,
     shards: ImageTextShards,
-    model: TargetModel,
+    source: RowSource,
     identity: CacheIdentity,
     say: Say,
     check: Check,
 ) -> TargetCache:
     what = f"{identity.teacher['name']} {identity.teacher['output']}"
     counted = _Counted(shards.images // world_size(), what, say, check)
-    report = build_targets(shards, model, identity, recipe.data.augmentation, recipe.targets, counted)
+    report = build_targets(shards, source, identity, recipe.targets, counted)
     if report.images:
+        rows = "captions" if identity.of_captions else f"x {identity.views} views"
         say(
-            f"{what}: {report.images:,} images x {identity.views} views in {report.seconds:.1f} device-seconds "
+            f"{what}: {report.images:,} images ({rows}) in {report.seconds:.1f} device-seconds "
             f"({report.images * identity.views / report.seconds:,.0f}/s), {report.reused:,} reused, {report.bad} bad"
             + (f"; once for each of {report.disks} disks that nodes do not share" if report.disks > 1 else "")
         )

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from ssmke.cost.meter import CostMeter
 from ssmke.data.atomic import write_json
+from ssmke.data.batch import Batches
 from ssmke.data.curriculum import Curriculum
 from ssmke.data.dataset import ImageTextShards
+from ssmke.data.features import FeatureBatches
 from ssmke.data.manifest import Manifest
 from ssmke.data.shards import keys_digest
 from ssmke.data.stream import BatchStream, PairBatches, StreamPlan
@@ -38,6 +40,7 @@ from ssmke.training.prepare import (
     open_evaluation,
     open_shards,
     prepare_targets,
+    prepare_text,
     prepare_tokens,
 )
 from ssmke.training.progress import Progress
@@ -92,6 +95,7 @@ def _run(recipe: Recipe, session: Session) -> Outcome:
             prepare_online_teacher(teacher, recipe.compute, device=device, dtype=engine_config.dtype)
     with phase("target_cache"):
         tokens = prepare_tokens(recipe, shards, module.student, say, control.check)
+        texts = prepare_text(recipe, shards, module.student, say, control.check)
     with phase("setup"):
         engine = Engine(module, engine_config, recipe.optim, Schedule(recipe.optim, plan.steps))
         data = keys_digest(info.sha256 for _, info, _ in shards.shards)
@@ -100,20 +104,24 @@ def _run(recipe: Recipe, session: Session) -> Outcome:
             fill_bank(recipe, module.bank, cache, shards, device)
         encoder = module.student.image_encoder
         curriculum = Curriculum(recipe.data.curriculum, encoder.image_size, encoder.patch_size, plan.steps)
-        batches = PairBatches(
-            shards,
-            plan,
-            module.student.tokenizer(),
-            module.student.config.text.max_tokens,
-            module.student.image_size,
-            recipe.data.augmentation,
-            cache,
-            tokens,
-            engine_config.accumulation
-            if recipe.compute.pack_text and module.student.text_encoder.packs
-            else 0,
-            curriculum,
-        )
+        batches: Batches
+        if tokens is not None and texts is not None:
+            batches = FeatureBatches(shards, plan, tokens, texts, cache)
+        else:
+            batches = PairBatches(
+                shards,
+                plan,
+                module.student.tokenizer(),
+                module.student.config.text.max_tokens,
+                module.student.image_size,
+                recipe.data.augmentation,
+                cache,
+                tokens,
+                engine_config.accumulation
+                if recipe.compute.pack_text and module.student.text_encoder.packs
+                else 0,
+                curriculum,
+            )
         stream = BatchStream(batches, recipe.data.stream, start, pin=device.type == "cuda")
     meter.note(parameters=parameters, pairs_per_epoch=plan.pairs)
     spending = Spending(

@@ -61,6 +61,7 @@ def count_work(
             max_tokens=recipe.model.text.max_tokens,
             batch_size=recipe.optim.batch_size,
             cached_tokens=recipe.targets.frozen_tokens,
+            cached_text=recipe.targets.frozen_text,
             curriculum=recipe.data.curriculum,
         )
     except Exception as error:  # any model may be named; that it cannot be counted must not stop its training

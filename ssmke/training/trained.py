@@ -23,7 +23,7 @@ from ssmke.models.student import SSMKE, StudentConfig
 FILE = "init.json"
 """In the run folder: which student the run began with."""
 
-_TRAINING = ("image.frozen", "image.freeze_blocks", "text.freeze_layers")
+_TRAINING = ("image.frozen", "image.freeze_blocks", "text.frozen", "text.freeze_layers")
 _SOURCES = ("image.weights", "text.weights", "text.tokenizer", "text.architecture", "prediction_dim")
 
 
@@ -44,7 +44,9 @@ def trained_student(folder: str, asked: StudentConfig, prediction_dim: int | Non
         image=dataclasses.replace(
             saved.image, frozen=asked.image.frozen, freeze_blocks=asked.image.freeze_blocks
         ),
-        text=dataclasses.replace(saved.text, freeze_layers=asked.text.freeze_layers),
+        text=dataclasses.replace(
+            saved.text, frozen=asked.text.frozen, freeze_layers=asked.text.freeze_layers
+        ),
         prediction_dim=prediction_dim,
     )
     student = SSMKE(config, quiet=True)

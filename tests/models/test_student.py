@@ -175,6 +175,6 @@ def test_cached_tokens_give_what_the_pixels_give(model: SSMKE) -> None:
 
     model.image_encoder.requires_grad_(False)
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    tokens = FrozenTokens(model.image_encoder, model.config.image)(images)
+    tokens = FrozenTokens(model)(images)
     assert tokens.shape == (3, 17 * 32)
     torch.testing.assert_close(model(images=tokens)["image.output"], model(images=images)["image.output"])

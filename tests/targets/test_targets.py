@@ -20,8 +20,9 @@ from ssmke.data.decode import decode_image
 from ssmke.data.shards import file_sha256
 from ssmke.errors import BadSample, ConfigError, DataError, TargetCacheError
 from ssmke.models.teachers import Teacher, TeacherConfig, build_teacher
-from ssmke.targets.build import build_targets
+from ssmke.targets.build import BuildReport, build_targets
 from ssmke.targets.cache import CacheIdentity, TargetCache, TargetsConfig, cache_dir, rows_path
+from ssmke.targets.image_rows import ImageRows
 from ssmke.targets.verify import verify_targets
 
 AUGMENTATION = AugmentationConfig(crop_min=0.5)
@@ -41,6 +42,13 @@ def identity_of(teacher: Teacher, views: int = 1) -> CacheIdentity:
     return CacheIdentity.of(teacher.describe(), teacher.image_size, views, AUGMENTATION)
 
 
+def build_images(
+    shards: ImageTextShards, teacher: Teacher, identity: CacheIdentity, config: TargetsConfig = CONFIG
+) -> BuildReport:
+    source = ImageRows(teacher, identity, AUGMENTATION, config.batch_size)
+    return build_targets(shards, source, identity, config)
+
+
 @pytest.fixture
 def copied(shards_dir: Path, tmp_path: Path) -> ImageTextShards:
     """The shared shards (with three damaged images) in a folder of this test's own."""
@@ -51,7 +59,7 @@ def copied(shards_dir: Path, tmp_path: Path) -> ImageTextShards:
 
 def build(shards: ImageTextShards, teacher: Teacher, views: int = 1) -> TargetCache:
     identity = identity_of(teacher, views)
-    build_targets(shards, teacher, identity, AUGMENTATION, CONFIG)
+    build_images(shards, teacher, identity, CONFIG)
     return TargetCache.open(shards, identity, CONFIG)
 
 
@@ -88,15 +96,15 @@ def test_a_second_build_reuses_and_a_broken_off_one_goes_on(
     copied: ImageTextShards, teacher: Teacher
 ) -> None:
     identity = identity_of(teacher)
-    first = build_targets(copied, teacher, identity, AUGMENTATION, CONFIG)
+    first = build_images(copied, teacher, identity, CONFIG)
     assert (first.images, first.reused, first.bad) == (23, 0, 3)
-    again = build_targets(copied, teacher, identity, AUGMENTATION, CONFIG)
+    again = build_images(copied, teacher, identity, CONFIG)
     assert (again.images, again.reused, again.bad) == (0, 23, 3)
     folder = copied.shards[0][0].parent / "targets" / identity.folder_name
     (folder / "test-00001.json").unlink()
     with pytest.raises(TargetCacheError, match=r"1 of 2 shards .*test-00001.*ssmke targets build"):
         TargetCache.open(copied, identity, CONFIG)
-    resumed = build_targets(copied, teacher, identity, AUGMENTATION, CONFIG)
+    resumed = build_images(copied, teacher, identity, CONFIG)
     assert (resumed.images, resumed.reused) == (14, 9)
     TargetCache.open(copied, identity, CONFIG)
 
@@ -119,7 +127,7 @@ def test_another_teacher_is_refused_with_the_difference(
     change: dict[str, object], named: str, copied: ImageTextShards, teacher: Teacher, tmp_path: Path
 ) -> None:
     config = TargetsConfig(dir=str(tmp_path / "caches"))
-    build_targets(copied, teacher, identity_of(teacher), AUGMENTATION, config)
+    build_images(copied, teacher, identity_of(teacher), config)
     other = CacheIdentity.of({**teacher.describe(), **change}, teacher.image_size, 1, AUGMENTATION)
     if "name" in change:  # another name is another folder; this one is put where it will be looked for
         built, wanted = (
@@ -128,7 +136,7 @@ def test_another_teacher_is_refused_with_the_difference(
         built.rename(wanted)
     for action in (
         lambda: TargetCache.open(copied, other, config),
-        lambda: build_targets(copied, teacher, other, AUGMENTATION, config),
+        lambda: build_images(copied, teacher, other, config),
     ):
         with pytest.raises(TargetCacheError, match=named):
             action()
@@ -189,9 +197,9 @@ def test_a_full_disk_leaves_finished_shards_and_names_the_file(
 
     monkeypatch.setattr(HashingWriter, "write", full)
     with pytest.raises(DataError, match=r"test-00001\.npy.*[Nn]o space left"):
-        build_targets(copied, teacher, identity, AUGMENTATION, CONFIG)
+        build_images(copied, teacher, identity, CONFIG)
     monkeypatch.undo()
-    resumed = build_targets(copied, teacher, identity, AUGMENTATION, CONFIG)
+    resumed = build_images(copied, teacher, identity, CONFIG)
     assert (resumed.images, resumed.reused) == (14, 9)
     folder = copied.shards[0][0].parent / "targets" / identity.folder_name
     assert not list(folder.glob(".*"))
@@ -213,7 +221,7 @@ def test_targets_that_do_not_fit_fp16_are_refused(copied: ImageTextShards, teach
     loud = Loud.__new__(Loud)
     loud.__dict__ = teacher.__dict__
     with pytest.raises(TargetCacheError, match="do not fit into fp16"):
-        build_targets(copied, loud, identity_of(teacher), AUGMENTATION, CONFIG)
+        build_images(copied, loud, identity_of(teacher), CONFIG)
 
 
 def test_other_images_under_the_same_keys_are_refused(copied: ImageTextShards, teacher: Teacher) -> None:

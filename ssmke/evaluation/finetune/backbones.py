@@ -24,6 +24,7 @@ from ssmke.errors import ConfigError
 from ssmke.evaluation.finetune.config import Part, Pool
 from ssmke.evaluation.finetune.layer_decay import encoder_distances
 from ssmke.models.image_encoders import ImageEncoder, ImageEncoderConfig, build_image_encoder
+from ssmke.models.pooling import pool_tokens
 from ssmke.models.student import SSMKE
 from ssmke.models.text_encoders import TextEncoder, TextEncoderConfig, build_text_encoder
 from ssmke.training.unimodal.encoder_folder import FORMAT as IMAGE_ENCODER
@@ -35,6 +36,7 @@ class SharedPath(nn.Module):
 
     def __init__(self, model: SSMKE, modality: Literal["image", "text"]) -> None:
         super().__init__()
+        self.pool = model.config.pool
         self.projection = getattr(model, f"{modality}_projection")
         self.modality = model.modality
         self.shared = model.shared
@@ -43,10 +45,10 @@ class SharedPath(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """[CLS] [B, D] of the shared encoder's output for an encoder's tokens [B, N, E]."""
-        tokens = self.projection(tokens)  # [B, N, D]
+        tokens = self.projection(pool_tokens(tokens, mask, self.pool))  # [B, N, D]
         if self.modality is not None:
             tokens = self.modality(tokens, self._name)
-        output: Tensor = self.shared(tokens, mask)["output"]
+        output: Tensor = self.shared(tokens, mask if self.pool == "none" else None)["output"]
         return output
 
 

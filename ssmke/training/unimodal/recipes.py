@@ -187,6 +187,8 @@ class TextDistillation(UnimodalRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model.text.frozen:
+            raise ConfigError("--model.text.frozen: the student is what is trained; leave it out")
         if self.model.text.depth is None:
             raise ConfigError("--model.text.depth None: give the number of layers that the student has")
         if self.model.text.max_tokens < FEWEST_TOKENS:

@@ -1,0 +1,58 @@
+"""Rows of a cache that come from captions: a frozen text encoder's pooled features, one row a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ssmke.data.captions import clean_caption
+from ssmke.data.shards import ShardIndex
+from ssmke.errors import BadSample
+from ssmke.targets.frozen import FrozenText
+
+SORTED_BATCHES = 16
+"""Batches of captions that are sorted by length together, so that little is padded."""
+
+
+@dataclass(frozen=True)
+class CaptionRows:
+    """What ``encoder`` says of each caption."""
+
+    encoder: FrozenText
+    batch_size: int
+    """Captions per forward."""
+
+    def batches(
+        self, index: ShardIndex, bad: dict[str, str]
+    ) -> Iterator[tuple[list[int], torch.Tensor, int]]:
+        """See `ssmke.targets.build.RowSource`: a row a caption, in the order of the pairs."""
+        numbers: list[int] = []
+        texts: list[str] = []
+        images = 0
+        for image, first in enumerate(np.cumsum(index.captions) - index.captions):
+            for number, text in self._texts(index, image, int(first), bad):
+                numbers.append(number)
+                texts.append(text)
+            images += 1
+            if len(texts) >= SORTED_BATCHES * self.batch_size:
+                yield numbers, self.encoder(texts, self.batch_size)[:, None], images
+                numbers, texts, images = [], [], 0
+        if texts:
+            yield numbers, self.encoder(texts, self.batch_size)[:, None], images
+
+    @staticmethod
+    def _texts(index: ShardIndex, image: int, first: int, bad: dict[str, str]) -> Iterator[tuple[int, str]]:
+        """(row in the shard, cleaned caption) of an image's captions."""
+        try:
+            sample = index.read(image)
+        except BadSample as error:
+            bad[str(index.keys[image])] = error.reason
+            return
+        for number, caption in enumerate(sample.captions[: int(index.captions[image])]):
+            try:
+                yield first + number, clean_caption(caption)
+            except BadSample as error:
+                bad[f"{sample.key}#{number}"] = error.reason

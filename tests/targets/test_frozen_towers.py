@@ -1,0 +1,163 @@
+"""Both towers cached: rows are what the towers say, batches are those that reading images and captions would give."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssmke.data.augmentation import AugmentationConfig
+from ssmke.data.captions import clean_caption
+from ssmke.data.dataset import ImageTextShards
+from ssmke.data.features import FeatureBatches
+from ssmke.data.order import EpochOrder
+from ssmke.data.stream import PairBatches, StreamPlan
+from ssmke.errors import BadSample, ConfigError, DataError, TargetCacheError
+from ssmke.models.student import SSMKE
+from ssmke.recipes import parse_recipe
+from ssmke.targets.build import BuildReport, build_targets
+from ssmke.targets.cache import CacheIdentity, TargetCache, TargetsConfig
+from ssmke.targets.caption_rows import CaptionRows
+from ssmke.targets.frozen import FrozenText, FrozenTokens
+from ssmke.targets.image_rows import ImageRows
+
+CONFIG = TargetsConfig(batch_size=4)
+AUGMENTATION = AugmentationConfig()
+CANNOT_BE_DECODED = (3, 11, 12)
+
+
+@pytest.fixture
+def shards(shards_dir: Path, tmp_path: Path) -> ImageTextShards:
+    for path in shards_dir.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return ImageTextShards.open([tmp_path], "test")
+
+
+@pytest.fixture
+def student(model: SSMKE) -> SSMKE:
+    torch.manual_seed(2)
+    return SSMKE(dataclasses.replace(model.config, pool="cls+mean"), quiet=True).eval()
+
+
+def identity_of_text(student: SSMKE) -> CacheIdentity:
+    return CacheIdentity(FrozenText(student).describe(), image_size=0, views=1, augmentation={})
+
+
+def build_text(shards: ImageTextShards, student: SSMKE) -> tuple[TargetCache, BuildReport]:
+    identity = identity_of_text(student)
+    report = build_targets(shards, CaptionRows(FrozenText(student), 4), identity, CONFIG)
+    return TargetCache.open(shards, identity, CONFIG), report
+
+
+def build_images(shards: ImageTextShards, student: SSMKE) -> TargetCache:
+    tokens = FrozenTokens(student)
+    identity = CacheIdentity.of(tokens.describe(), tokens.image_size, 1, AUGMENTATION)
+    build_targets(shards, ImageRows(tokens, identity, AUGMENTATION, 4), identity, CONFIG)
+    return TargetCache.open(shards, identity, CONFIG)
+
+
+def plan_of(shards: ImageTextShards, batch: int, rank: int = 0, ranks: int = 1) -> StreamPlan:
+    return StreamPlan(EpochOrder.once(shards.pairs, 3), batch, 2, rank, ranks)
+
+
+def test_a_row_is_what_the_encoder_says_of_that_caption(shards: ImageTextShards, student: SSMKE) -> None:
+    cache, report = build_text(shards, student)
+    assert (report.images, report.bad) == (23, 1)
+    for pair in range(shards.pairs):
+        image, caption = shards.pair(pair)
+        row = cache.row(pair, 0)
+        try:
+            text = clean_caption(shards.read(image).captions[caption])
+        except BadSample:
+            assert np.isnan(row).all()
+            continue
+        alone = student.text_tokens(*student.processor().texts([text]))[0, 0]
+        np.testing.assert_allclose(row, alone.detach().numpy(), rtol=2e-3, atol=2e-3)
+
+
+def test_many_rows_at_once_are_the_single_ones(shards: ImageTextShards, student: SSMKE) -> None:
+    cache, _ = build_text(shards, student)
+    numbers = np.random.default_rng(0).integers(0, shards.pairs, 50)
+    expected = np.stack([cache.row(int(number), 0) for number in numbers])
+    np.testing.assert_array_equal(cache.rows(numbers), expected)
+
+
+def test_a_second_build_computes_nothing_and_another_encoder_is_refused(
+    shards: ImageTextShards, student: SSMKE
+) -> None:
+    build_text(shards, student)
+    _, again = build_text(shards, student)
+    assert (again.images, again.reused) == (0, 23)
+    with torch.no_grad():
+        next(student.text_encoder.parameters()).add_(1)
+    with pytest.raises(TargetCacheError, match=r"teacher\.digest: the cache has"):
+        build_text(shards, student)
+
+
+@pytest.mark.parametrize("shorter", [8, 16])
+def test_where_captions_are_cut_is_part_of_the_identity(student: SSMKE, shorter: int) -> None:
+    before = identity_of_text(student)
+    student.config.text.max_tokens = shorter
+    assert (identity_of_text(student) == before) == (shorter == 16)
+
+
+def test_batches_are_those_of_the_stream_that_reads_everything(
+    shards: ImageTextShards, student: SSMKE
+) -> None:
+    images = build_images(shards, student)
+    texts, _ = build_text(shards, student)
+    for rank in range(2):
+        plan = plan_of(shards, 10, rank, 2)
+        whole = PairBatches(shards, plan, student.tokenizer(), 16, 32, AUGMENTATION, None, images)
+        cached = FeatureBatches(shards, plan, images, texts)
+        assert len(cached) == len(whole) > 4
+        for step in range(len(whole)):
+            read, rows = whole[step], cached[step]
+            assert rows.keys == read.keys
+            assert torch.equal(rows.image_ids, read.image_ids)
+            assert torch.equal(rows.images, read.images)
+            expected = student.text_tokens(read.ids, read.mask)[:, 0]
+            torch.testing.assert_close(rows.ids.float(), expected, rtol=2e-3, atol=2e-3)
+            assert {key for key, _ in rows.skipped} == {key for key, _ in read.skipped}
+    shown = {int(image) for step in range(len(cached)) for image in cached[step].image_ids}
+    assert not shown & set(CANNOT_BE_DECODED)
+
+
+def test_a_cache_without_rows_is_broken_data(shards: ImageTextShards, student: SSMKE) -> None:
+    texts, _ = build_text(shards, student)
+
+    class Nothing:
+        def rows(self, numbers: np.ndarray, view: int = 0) -> np.ndarray:
+            return np.full((len(numbers), 4), np.nan, np.float16)
+
+    batches = FeatureBatches(shards, plan_of(shards, 10), Nothing(), texts)
+    with pytest.raises(DataError, match=r"32 pairs in a row .*ssmke data verify"):
+        batches[0]
+
+
+FROZEN = [
+    "--model.image.frozen",
+    "--targets.frozen-tokens",
+    "--model.text.frozen",
+    "--model.pool",
+    "cls+mean",
+]
+
+
+@pytest.mark.parametrize(
+    ("left_out", "remedy"),
+    [
+        ("--model.text.frozen", r"--model\.text\.frozen"),
+        ("--targets.frozen-tokens", r"--targets\.frozen-tokens"),
+        ("--model.pool", r"--model\.pool cls\+mean"),
+    ],
+)
+def test_what_cached_captions_need_is_named(left_out: str, remedy: str) -> None:
+    flags = [
+        flag for flag in FROZEN if flag not in (left_out, "cls+mean" if left_out == "--model.pool" else "")
+    ]
+    with pytest.raises(ConfigError, match=rf"--targets\.frozen-text .*{remedy}"):
+        parse_recipe(["--recipe", "scenes-tiny", *flags, "--targets.frozen-text"], "test")
