@@ -286,6 +286,25 @@ def _shre_transformer() -> Recipe:
     )
 
 
+def _frozen_towers() -> Recipe:
+    return Recipe(
+        "frozen-towers",
+        model=StudentConfig(
+            image=ImageEncoderConfig(
+                "vit_large_patch14_dinov2.lvd142m", depth=None, frozen=True, image_size=224
+            ),
+            text=TextEncoderConfig("BAAI/bge-large-en-v1.5", depth=None, frozen=True),
+            pool="cls+mean",
+            modality_embedding=False,
+            shared=SharedConfig("none", dim=1024),
+        ),
+        targets=TargetsConfig(frozen_tokens=True, frozen_text=True),
+        loss=LossConfig(distillation="none", bank="none", pairing="sigmoid"),
+        data=DataConfig(shards=("data/pairs",)),
+        optim=OptimConfig(batch_size=32_768, epochs=50, lr=1e-3),
+    )
+
+
 def _flickr8k_small() -> Recipe:
     return Recipe(
         "flickr8k-small",
@@ -356,6 +375,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "ssmke-base-no-kd": _ssmke_base_no_kd,
     "ssmke-base-no-bank": _ssmke_base_no_bank,
     "shre-transformer": _shre_transformer,
+    "frozen-towers": _frozen_towers,
     "finetune-coco": lambda: _finetune("finetune-coco", "data/coco"),
     "finetune-flickr30k": lambda: _finetune("finetune-flickr30k", "data/flickr30k"),
     "finetune-scenes": _finetune_scenes,

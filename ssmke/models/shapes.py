@@ -87,8 +87,9 @@ def shapes_of(
     """
     student = module if isinstance(module, SSMKE) else module.student
     phases = (curriculum or CurriculumConfig()).phases(student.image_size)
+    text = _text_parts(student.text_encoder, max_tokens)
     parts = [] if cached_tokens else _image_parts(student.image_encoder, phases)
-    parts += [] if cached_text else _text_parts(student.text_encoder, max_tokens)
+    parts += [] if cached_text else text
     parts += _joint_parts(student, distillation, phases)
     if batch_size is not None and not isinstance(module, SSMKE):
         size = 0 if module.bank is None else module.bank.size
@@ -99,6 +100,8 @@ def shapes_of(
         max_tokens=max_tokens,
         teacher=forward if online_teacher else 0.0,
         cached_teacher=0.0 if online_teacher else forward,
+        cached_image=image_forward(student.image_encoder, student.image_size) if cached_tokens else 0.0,
+        cached_text=tuple(text) if cached_text else (),
     )
 
 

@@ -45,7 +45,7 @@ class SharedConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("block", "mlp", "none"):
             raise ConfigError(f"--model.shared.kind {self.kind!r}: must be block, mlp or none")
-        if self.dim % self.heads:
+        if self.kind == "block" and self.dim % self.heads:
             raise ConfigError(
                 f"--model.shared.dim {self.dim} is not a multiple of --model.shared.heads {self.heads}"
             )

@@ -50,8 +50,16 @@ _BERT_BASE = {
     "layer_norm_eps": 1e-12,
     "pad_token_id": 0,
 }
+_BERT_LARGE = {
+    **_BERT_BASE,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
 KNOWN_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert-base-uncased": _BERT_BASE,
+    "bge-large-en-v1.5": _BERT_LARGE,
     "distilbert-base-uncased": {
         "model_type": "distilbert",
         "vocab_size": 30522,
@@ -94,7 +102,7 @@ class TextEncoderConfig:
     """Never train the embeddings and the first so many layers."""
     architecture: Annotated[dict[str, Any] | None, tyro.conf.Suppress] = None
     """transformers' config.json as a dictionary with its "model_type". None: from the weights' folder, from
-    the built-in table (bert-base-uncased, distilbert-base-uncased), or from the hub."""
+    the built-in table (`KNOWN_ARCHITECTURES`), or from the hub."""
     tokenizer: str | None = None
     """Hub name, folder or "package:<folder>". None: the weights' folder if it has one, else ``name``."""
 

@@ -58,7 +58,8 @@ class Timing:
         self, options: Sequence[Option], *, pairs: int, images: int, whence: str, epochs: int, rent: Rent
     ) -> dict[str, Estimate]:
         """Hours and dollars of ``epochs`` of ``pairs``, target cache of ``images`` included, by configuration."""
-        cache = self.shapes.cached_teacher * images * self.recipe.targets.views
+        views = self.recipe.targets.views
+        cache = self.shapes.caching(images=images, pairs=pairs, views=views, text_tokens=self.text_tokens)
         cache_seconds = self.mfu.invert() * (cache / self.hardware.peak / self.gpus)
         batch = self.recipe.optim.batch_size
         if pairs < batch:

@@ -41,6 +41,7 @@ def test_a_run_with_everything_on_says_so_and_ends_with_a_model(whole: Run) -> N
     assert not frozen.any()
 
 
+@pytest.mark.long
 def test_resuming_before_the_switch_repeats_the_unbroken_run(pretrain: Pretrain, whole: Run) -> None:
     pretrain(*OPTIONS, "--stop-after", "5", folder="options-5")
     run = pretrain(*OPTIONS, "--resume", "auto", folder="options-5")

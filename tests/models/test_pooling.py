@@ -84,7 +84,10 @@ def test_cached_towers_cost_nothing_but_what_learns(model: SSMKE) -> None:
     )
     # Two projections of 64 to 24, forward and both gradients, whatever the caption's length.
     assert sum(part.passes * part.forward(16.0) for part in shapes.parts) == 2 * 3 * 2 * 64 * 24
-    assert sum(part.forward(16.0) for part in shapes.parts) == sum(part.forward(1.0) for part in shapes.parts)
+    assert shapes.forward(16.0) == shapes.forward(1.0)
+    whole = shapes_of(_pooled(model), None, distillation=False, online_teacher=False, max_tokens=16)
+    filling = shapes.caching(images=1, pairs=1, views=1, text_tokens=7.0)
+    assert filling == whole.forward(7.0) - shapes.forward(7.0)
 
 
 def test_an_unknown_pool_is_refused_by_flag() -> None:

@@ -46,17 +46,25 @@ class Shapes:
     """What a pair costs: the student's parts, and the teacher's forward pass if it runs in the step.
 
     ``max_tokens``: where captions are cut, so the length of a caption that is padded to the full.
-    ``cached_teacher``: the teacher's forward pass that a cache of its targets saves in every epoch.
+    ``cached_teacher``: the teacher's forward pass that a cache of its targets saves in every epoch;
+    ``cached_image``, ``cached_text``: the same of frozen encoders.
     """
 
     parts: tuple[Part, ...]
     max_tokens: int
     teacher: float = 0.0
     cached_teacher: float = 0.0
+    cached_image: float = 0.0
+    cached_text: tuple[Part, ...] = ()
 
     def forward(self, text_tokens: float) -> float:
         """The student's forward pass alone."""
         return sum(part.forward(text_tokens) for part in self.parts)
+
+    def caching(self, *, images: int, pairs: int, views: int, text_tokens: float) -> float:
+        """What it takes to fill the caches, once for all epochs."""
+        text = sum(part.forward(text_tokens) for part in self.cached_text)
+        return images * (self.cached_teacher * views + self.cached_image) + pairs * text
 
 
 @dataclass(frozen=True)
