@@ -47,7 +47,7 @@ class _Options(NamedTuple):
     """Of rows, columns, scale."""
 
 
-class _Columns:
+class Columns:
     """Blocks of columns as one matrix [M, D] that is read in pieces of the compute type."""
 
     def __init__(self, blocks: Sequence[Tensor], dtype: torch.dtype, max_elements: int) -> None:
@@ -93,37 +93,37 @@ class _Columns:
         return total
 
 
-def _block(rows: int, columns: int, max_logits: int) -> int:
+def block_size(rows: int, columns: int, max_logits: int) -> int:
     """Rows of a block: as many as ``max_logits`` allows, but so that no small rest meets all columns alone."""
     most = max(1, max_logits // max(1, columns))
     return max(1, -(-rows // max(1, -(-rows // most))))
 
 
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
+def to_unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """Normalised rows and their lengths [R, 1], as ``F.normalize`` does it."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / length.clamp_min(_EPSILON), length
 
 
-def _through_unit(gradient: Tensor, unit: Tensor, length: Tensor, dots: Tensor) -> Tensor:
+def back_through_unit(gradient: Tensor, unit: Tensor, length: Tensor, dots: Tensor) -> Tensor:
     """In place: the gradient of a row from that of its direction; ``dots``: ``(gradient * unit).sum(-1)``."""
     gradient.addcmul_(unit, dots * (length >= _EPSILON), value=-1)
     return gradient.div_(length.clamp_min(_EPSILON))
 
 
-def _row_gradient(g: Tensor, x: Tensor, length: Tensor | None, s: Tensor, out: Tensor | None) -> Tensor:
+def row_gradient(g: Tensor, x: Tensor, length: Tensor | None, s: Tensor, out: Tensor | None) -> Tensor:
     """From ``g``, the sum over columns of a cosine's gradient times the column: writes the rows' gradient to ``out``.
 
-    Overwrites ``g``; returns the gradient of the scale. ``length``: of the rows before `_unit`.
+    Overwrites ``g``; returns the gradient of the scale. ``length``: of the rows before `to_unit`.
     """
     dots = (g * x).sum(1, keepdim=True)
     if out is not None:
         g.mul_(s)
-        out.copy_(g if length is None else _through_unit(g, x, length, dots * s))
+        out.copy_(g if length is None else back_through_unit(g, x, length, dots * s))
     return dots.sum()
 
 
-def _scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
+def scaled_gradients(gradients: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
     return [None if gradient is None else gradient * factor for gradient in gradients]
 
 
@@ -144,8 +144,8 @@ class _Rows(torch.autograd.Function):
     ) -> Tensor:
         dtype = torch.promote_types(rows.dtype, torch.float32)
         need_rows, need_columns, need_scale = options.gradients
-        every = _Columns([columns] if bank is None else [columns, bank], dtype, options.max_logits)
-        size = _block(rows.shape[0], every.count, options.max_logits)
+        every = Columns([columns] if bank is None else [columns, bank], dtype, options.max_logits)
+        size = block_size(rows.shape[0], every.count, options.max_logits)
         buffer = rows.new_empty(size, every.count, dtype=dtype)
         s, count = scale.to(dtype).reshape(()), rows.shape[0]
         loss, d_scale = rows.new_zeros((), dtype=dtype), rows.new_zeros((), dtype=dtype)
@@ -156,7 +156,7 @@ class _Rows(torch.autograd.Function):
             x, label = rows[part].to(dtype), labels[part]
             length = None
             if options.unit:
-                x, length = _unit(x)
+                x, length = to_unit(x)
             e = buffer[: x.shape[0]]
             own = every.logits(x * s, label, None if row_ids is None else row_ids[part], column_ids, e)
             top = e.amax(1, keepdim=True)
@@ -169,7 +169,7 @@ class _Rows(torch.autograd.Function):
             weight = 1 / (total * count)
             if need_rows or need_scale:
                 g = every.weighted_sum(e).mul_(weight)
-                d_scale += _row_gradient(g, x, length, s, None if d_rows is None else d_rows[part])
+                d_scale += row_gradient(g, x, length, s, None if d_rows is None else d_rows[part])
             if d_columns is not None:
                 d_columns.addmm_(e[:, : columns.shape[0]].T, x * (weight * s))
         ctx.save_for_backward(d_rows, d_columns, d_scale.reshape(scale.shape) if need_scale else None)
@@ -178,7 +178,7 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_scaled(ctx.saved_tensors, grad), None, None, None, None, None)
+        return (*scaled_gradients(ctx.saved_tensors, grad), None, None, None, None, None)
 
 
 class _Symmetric(torch.autograd.Function):
@@ -190,18 +190,18 @@ class _Symmetric(torch.autograd.Function):
     ) -> Tensor:
         dtype = torch.promote_types(rows.dtype, torch.float32)
         need_rows, need_columns, need_scale = options.gradients
-        c, lengths = _unit(columns.to(dtype))
-        every = _Columns([c], dtype, options.max_logits)
+        c, lengths = to_unit(columns.to(dtype))
+        every = Columns([c], dtype, options.max_logits)
         count = rows.shape[0]
         # Two buffers: the logits are needed by both directions.
-        size = _block(count, count, options.max_logits // 2)
+        size = block_size(count, count, options.max_logits // 2)
         logits, work = rows.new_empty(2, size, count, dtype=dtype)
         labels = torch.arange(count, device=rows.device)
         s = scale.to(dtype).reshape(())
 
         def block(begin: int) -> tuple[slice, Tensor, Tensor, Tensor, Tensor]:
             part = slice(begin, min(begin + size, count))
-            x, length = _unit(rows[part].to(dtype))
+            x, length = to_unit(rows[part].to(dtype))
             e = logits[: x.shape[0]]
             row_ids, column_ids = (None, labels) if ids is None else (ids[part], ids)
             return part, x, length, e, every.logits(x * s, labels[part], row_ids, column_ids, e)
@@ -237,20 +237,20 @@ class _Symmetric(torch.autograd.Function):
             e.sub_(column_lse).exp_().addcmul_(work[: e.shape[0]], 1 / total)
             e.scatter_add_(1, labels[part, None], torch.full_like(own, -2.0))
             g = every.weighted_sum(e).div_(2 * count)
-            d_scale += _row_gradient(g, x, length, s, None if d_rows is None else d_rows[part])
+            d_scale += row_gradient(g, x, length, s, None if d_rows is None else d_rows[part])
             if d_columns is not None:
                 d_columns.addmm_(e.T, x * (s / (2 * count)))
         if d_columns is not None:
             for begin in range(0, count, size):
                 g, unit = d_columns[begin : begin + size], c[begin : begin + size]
-                _through_unit(g, unit, lengths[begin : begin + size], (g * unit).sum(1, keepdim=True))
+                back_through_unit(g, unit, lengths[begin : begin + size], (g * unit).sum(1, keepdim=True))
         ctx.save_for_backward(d_rows, d_columns, d_scale.reshape(scale.shape) if need_scale else None)
         return loss / (2 * count)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_scaled(ctx.saved_tensors, grad), None, None)
+        return (*scaled_gradients(ctx.saved_tensors, grad), None, None)
 
 
 def _needed(*tensors: Tensor) -> tuple[bool, bool, bool]:
@@ -316,10 +316,10 @@ def loss_bytes(
     one_rank = column_gradient and rows == columns
     waiting = waiting_bytes(rows, columns, dim, column_gradient=column_gradient)
     if one_rank:
-        block = _block(rows, columns, max_logits // 2)
+        block = block_size(rows, columns, max_logits // 2)
         logits, copies = 2 * block * columns, rows * dim
     else:
-        block = _block(rows if column_gradient else 2 * rows, columns, max_logits)
+        block = block_size(rows if column_gradient else 2 * rows, columns, max_logits)
         # Beside others: the gathered columns, and a rank's own normalised ones. Distillation: both predictions and
         # the targets.
         logits, copies = block * columns, (rows + columns) * dim if column_gradient else 3 * rows * dim

@@ -15,6 +15,7 @@ batch with respect to the outputs (`GRADIENTS`), then per micro-batch back-propa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -26,16 +27,24 @@ from ssmke.data.batch import Batch
 from ssmke.errors import ConfigError
 from ssmke.models.student import SSMKE, Outputs
 from ssmke.objectives.bank import TargetBank
-from ssmke.objectives.contrast import MAX_LOGITS, image_text_contrast, normalise
+from ssmke.objectives.contrast import (
+    MAX_LOGITS,
+    image_text_contrast,
+    normalise,
+    sigmoid_image_text_contrast,
+)
 from ssmke.objectives.distillation import contrastive_distillation, kl_distillation, mse_distillation
 from ssmke.objectives.gather import all_gather
 from ssmke.objectives.objective import Objective
 
 Losses = dict[str, Tensor]
-"""Scalars by name; "loss" is the sum that is minimised, "scale.*" the temperatures."""
+"""Scalars by name; "loss" is the sum that is minimised, "scale.*" the temperatures, "bias.*" the sigmoid's."""
 
 LOG_SCALE_INIT = math.log(1 / 0.07)
 LOG_SCALE_RANGE = (0.0, math.log(100.0))
+SIGMOID_LOG_SCALE_INIT = math.log(10.0)
+SIGMOID_BIAS_INIT = -10.0
+"""Zhai et al. 2023, section 3.2: nearly all pairs are negative, and training should not begin by unlearning that."""
 
 
 @dataclass
@@ -50,6 +59,8 @@ class LossConfig:
     """Rows of the bank (G)."""
     contrast: Literal["output", "all"] = "all"
     """Contrast on the shared encoder's output, or averaged over all its levels."""
+    pairing: Literal["softmax", "sigmoid"] = "softmax"
+    """How the contrast judges pairs: a pair among all others of its image or caption (CLIP), or by itself (SigLIP)."""
     mask_same_image: bool = True
     """Other captions of an image are not its negatives (False: the thesis' behaviour)."""
     max_logits: int = MAX_LOGITS
@@ -60,6 +71,7 @@ class LossConfig:
             ("distillation", self.distillation, ("none", "mse", "kl", "contrastive")),
             ("bank", self.bank, ("none", "fifo", "cache")),
             ("contrast", self.contrast, ("output", "all")),
+            ("pairing", self.pairing, ("softmax", "sigmoid")),
         ):
             if value not in choices:
                 raise ConfigError(f"--loss.{flag} {value!r}: must be one of {', '.join(choices)}")
@@ -82,7 +94,7 @@ class Stage(Enum):
 
 
 class SSMKEPretraining(Objective):
-    """Student, temperatures and target bank; ``forward(batch)`` gives the losses."""
+    """Student, temperatures, biases and target bank; ``forward(batch)`` gives the losses."""
 
     student: SSMKE
     separable = False  # every pair of the batch is a negative of every other
@@ -93,9 +105,13 @@ class SSMKEPretraining(Objective):
         self.config = config
         self.levels = student.levels if config.contrast == "all" else student.levels[:1]
         self.scale_names = [*self.levels] + (["distillation"] if config.distillation == "contrastive" else [])
+        self.bias_names = [*self.levels] if config.pairing == "sigmoid" else []
+        # Shape [1]: a 0-d bf16 parameter breaks DeepSpeed's broadcast (0.19.8).
         for name in self.scale_names:
-            # Shape [1]: a 0-d bf16 parameter breaks DeepSpeed's broadcast (0.19.8).
-            setattr(self, f"log_scale_{name}", nn.Parameter(torch.full((1,), LOG_SCALE_INIT)))
+            value = SIGMOID_LOG_SCALE_INIT if name in self.bias_names else LOG_SCALE_INIT
+            setattr(self, f"log_scale_{name}", nn.Parameter(torch.full((1,), value)))
+        for name in self.bias_names:
+            setattr(self, f"bias_{name}", nn.Parameter(torch.full((1,), SIGMOID_BIAS_INIT)))
         self.bank: TargetBank | None = None
         if config.distillation != "none":
             dim = student.config.prediction_dim
@@ -113,7 +129,7 @@ class SSMKEPretraining(Objective):
     ) -> Losses | Outputs | tuple[Losses, dict[str, Tensor]] | Tensor:
         """See `Stage`. ``outputs``: for GRADIENTS, of the whole local batch; ``gradients``: for SURROGATE."""
         if stage is Stage.LOSS:
-            return self.losses(self._student(batch), batch, self._log_scales())
+            return self.losses(self._student(batch), batch, self._scalars())
         if stage is Stage.EMBED:
             return self._student(batch)
         if stage is Stage.GRADIENTS:
@@ -127,29 +143,33 @@ class SSMKEPretraining(Objective):
         outputs: Outputs = self.student(batch.images, batch.ids, batch.mask, packing, batch.kept)
         return outputs
 
-    def _log_scales(self) -> dict[str, Tensor]:
-        return {name: getattr(self, f"log_scale_{name}") for name in self.scale_names}
+    def _scalars(self) -> dict[str, Tensor]:
+        """Log scales and biases by the names of their parameters."""
+        names = [f"log_scale_{name}" for name in self.scale_names]
+        names += [f"bias_{name}" for name in self.bias_names]
+        return {name: getattr(self, name) for name in names}
 
-    def losses(self, outputs: Outputs, batch: Batch, log_scales: dict[str, Tensor]) -> Losses:
+    def losses(self, outputs: Outputs, batch: Batch, scalars: dict[str, Tensor]) -> Losses:
         """Losses of this rank's rows against all ranks' columns; averaged over ranks: the joined batch's."""
         config = self.config
-        scales = {name: value.float().exp() for name, value in log_scales.items()}
+        scales = {name: scalars[f"log_scale_{name}"].float().exp() for name in self.scale_names}
+        biases = {name: scalars[f"bias_{name}"].float() for name in self.bias_names}
         losses: Losses = {}
         for level in self.levels:
-            losses[f"contrast.{level}"] = image_text_contrast(
-                outputs[f"image.{level}"],
-                outputs[f"text.{level}"],
-                scales[level],
-                batch.image_ids,
-                mask=config.mask_same_image,
-                max_logits=config.max_logits,
+            pairs: tuple[Tensor, ...] = outputs[f"image.{level}"], outputs[f"text.{level}"], scales[level]
+            contrast: Callable[..., Tensor] = image_text_contrast
+            if level in biases:
+                contrast, pairs = sigmoid_image_text_contrast, (*pairs, biases[level])
+            losses[f"contrast.{level}"] = contrast(
+                *pairs, batch.image_ids, mask=config.mask_same_image, max_logits=config.max_logits
             )
         losses["contrast"] = torch.stack([losses[f"contrast.{level}"] for level in self.levels]).mean()
         losses["loss"] = losses["contrast"]
         if config.distillation != "none":
             losses["distillation"] = self._distillation(outputs, batch, scales)
             losses["loss"] = losses["contrast"] + losses["distillation"]
-        return losses | {f"scale.{name}": value.detach().squeeze() for name, value in scales.items()}
+        losses |= {f"scale.{name}": value.detach().squeeze() for name, value in scales.items()}
+        return losses | {f"bias.{name}": value.detach().squeeze() for name, value in biases.items()}
 
     def _distillation(self, outputs: Outputs, batch: Batch, scales: dict[str, Tensor]) -> Tensor:
         assert batch.targets is not None
@@ -171,28 +191,19 @@ class SSMKEPretraining(Objective):
     @torch.enable_grad()
     def _gradients(self, outputs: Outputs, batch: Batch) -> tuple[Losses, dict[str, Tensor]]:
         leaves = {name: value.detach().float().requires_grad_() for name, value in outputs.items()}
-        leaves |= {
-            f"log_scale_{name}": value.detach().clone().requires_grad_()
-            for name, value in self._log_scales().items()
-        }
-        scales = {name: leaves[f"log_scale_{name}"] for name in self.scale_names}
-        losses = self.losses(leaves, batch, scales)
-        gradients = torch.autograd.grad(losses["loss"], list(leaves.values()), allow_unused=True)
-        return (
-            {name: value.detach() for name, value in losses.items()},
-            {name: grad for name, grad in zip(leaves, gradients, strict=True) if grad is not None},
-        )
+        scalars = {name: value.detach().clone().requires_grad_() for name, value in self._scalars().items()}
+        losses = self.losses(leaves, batch, scalars)
+        leaves |= scalars
+        found = torch.autograd.grad(losses["loss"], list(leaves.values()), allow_unused=True)
+        gradients = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
+        return {name: value.detach() for name, value in losses.items()}, gradients
 
     def _surrogate(self, outputs: Outputs, gradients: dict[str, Tensor]) -> Tensor:
+        values = outputs | self._scalars()
         terms = [
-            (outputs[name].float() * gradient.float()).sum()
+            (values[name].float() * gradient.float()).sum()
             for name, gradient in gradients.items()
-            if name in outputs
-        ]
-        terms += [
-            (value.float() * gradients[f"log_scale_{name}"].float()).sum()
-            for name, value in self._log_scales().items()
-            if f"log_scale_{name}" in gradients
+            if name in values
         ]
         return torch.stack(terms).sum()
 

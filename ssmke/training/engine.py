@@ -147,8 +147,8 @@ def _cast_batch_norms(module: nn.Module) -> None:
 
 
 def _share(gradients: dict[str, Tensor], number: int, parts: int) -> dict[str, Tensor]:
-    """The gradients of one micro-batch's outputs; the temperatures' are spread evenly."""
+    """The gradients of one micro-batch's outputs; those of temperatures and biases are spread evenly."""
     return {
-        name: value / parts if name.startswith("log_scale_") else value.chunk(parts)[number]
+        name: value / parts if name.startswith(("log_scale_", "bias_")) else value.chunk(parts)[number]
         for name, value in gradients.items()
     }

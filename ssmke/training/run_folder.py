@@ -55,8 +55,12 @@ ADDED: dict[str, Any] = {
     "data.curriculum.patch_drop": 0.0,
     "data.curriculum.share": 0.8,
     "init": None,
+    "loss.pairing": "softmax",
     "model.image.freeze_blocks": 0,
+    "model.pool": "none",
     "model.text.freeze_layers": 0,
+    "model.text.frozen": False,
+    "targets.frozen_text": False,
 }
 """Fields that recipes of earlier versions lack, with the value that means what those did."""
 
