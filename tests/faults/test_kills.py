@@ -25,11 +25,18 @@ FAULTS = (
 )
 
 
-def test_one_fault_in_every_place_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param((FAULTS[0], FAULTS[3], FAULTS[5]), id="three"),
+        pytest.param(FAULTS, id="one in every place", marks=pytest.mark.long),
+    ],
+)
+def test_faults_change_nothing(faults: tuple[Fault, ...], tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, tiny(tmp_path, 2), pace_s=0.25)
-    hurt = campaign.lineage("hurt", FAULTS, campaign.unbroken())
+    hurt = campaign.lineage("hurt", faults, campaign.unbroken())
     assert hurt.problems == []
-    assert [injury.fault for injury in hurt.injuries] == list(FAULTS)
+    assert [injury.fault for injury in hurt.injuries] == list(faults)
     for injury in hurt.injuries:
         if injury.fault.signal != "SIGKILL":
             assert injury.tracebacks == [], injury

@@ -109,10 +109,8 @@ def test_one_step_gives_the_plain_losses_and_gradients(name: str, objective: SSM
         )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name == "compiled" else pytest.param(name, marks=pytest.mark.long) for name in FAST],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAST)
 def test_two_hundred_steps_follow_the_plain_curve(name: str, objective: SSMKEPretraining) -> None:
     plain = curve(objective, PLAIN)
     assert plain[-1] < 0.7 * plain[0]

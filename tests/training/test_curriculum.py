@@ -51,7 +51,11 @@ def test_the_cost_of_a_pair_is_the_runs_mean_before_and_when_the_modules_exist()
 
 @pytest.mark.parametrize(
     ("name", "compiled"),
-    [("vit_tiny_patch16_224", "off"), ("data2vec2_base", "off"), ("beitv2_base_patch16_224", "on")],
+    [
+        ("vit_tiny_patch16_224", "off"),
+        ("data2vec2_base", "off"),
+        pytest.param("beitv2_base_patch16_224", "on", marks=pytest.mark.long),
+    ],
 )
 def test_compiled_and_checkpointed_blocks_see_the_same_patches(name: str, compiled: Any, model: Any) -> None:
     torch.manual_seed(0)
