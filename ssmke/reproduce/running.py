@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from ssmke.reproduce.steps import Step
 Say = Callable[[str], None]
 REPOSITORY = Path(__file__).resolve().parents[2]
 TAIL_LINES = 12
+SEEDS = "--seeds"
 
 
 class StepFailed(SSMKEError):
@@ -55,24 +57,44 @@ def run_steps(steps: Sequence[Step], root: Path, ranks: int | None, say: Say) ->
 
 
 def keep_settings(root: Path, settings: Mapping[str, object]) -> None:
-    """Notes what the results in ``root`` are results of; ConfigError where they are of something else."""
+    """Notes what the results in ``root`` are results of; ConfigError where they are of something else.
+
+    ``--seeds``, how many, may be another: those that are there stay, and the largest number is noted.
+    """
     path = root / "settings.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name in settings if name != SEEDS and found.get(name) != settings[name]]
+        seeds = max(_number(found), _number(settings))
     except FileNotFoundError:
         root.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): give another --out") from None
-    if found != settings:
-        changes = ", ".join(
-            f"{name} {found.get(name)}" for name in settings if found.get(name) != settings[name]
-        )
+    if changed:
+        changes = ", ".join(f"{name} {found.get(name)}" for name in changed)
         raise ConfigError(
             f"--out {root} holds results of {changes}: what is done would not be done again; give another --out, or "
             "the same flags as before"
         )
+    if seeds != _number(found):
+        write_json(path, {**found, SEEDS: seeds})
+
+
+def kept_seeds(root: Path) -> tuple[int, ...] | None:
+    """Seeds that the results in ``root`` are of; None where it says nothing."""
+    try:
+        found = json.loads((root / "settings.json").read_text(encoding="utf-8"))
+        first = int(found["--seed"])
+        return tuple(range(first, first + _number(found)))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _number(settings: Mapping[str, object]) -> int:
+    number = settings.get(SEEDS, 1)  # folders of before there were several lack it
+    return number if isinstance(number, int) else 1
 
 
 def seconds_of(root: Path) -> Mapping[str, float]:
@@ -89,6 +111,8 @@ def seconds_of(root: Path) -> Mapping[str, float]:
 def command_of(step: Step, ranks: int | None) -> list[str]:
     """What is executed; ConfigError where the launchers are not beside the package."""
     scripts = Path(sys.executable).parent
+    if step.command[0] == "-m":
+        return [sys.executable, *step.command]
     if not step.launches:
         return [str(scripts / "ssmke"), *step.command]
     launcher, rest = REPOSITORY / "launchers" / step.command[0], list(step.command[1:])
@@ -100,7 +124,14 @@ def command_of(step: Step, ranks: int | None) -> list[str]:
     at = rest.index("--deepspeed_config") + 1
     rest[at] = str(REPOSITORY / "ds_configs" / rest[at])
     number = [] if ranks is None else ["--num_gpus", str(ranks)]
-    return [str(scripts / "deepspeed"), *number, str(launcher), *rest]
+    return [str(scripts / "deepspeed"), *number, "--master_port", str(_free_port()), str(launcher), *rest]
+
+
+def _free_port() -> int:
+    """A port for the ranks to meet at: DeepSpeed's own is the same for all runs of a machine."""
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return int(found.getsockname()[1])
 
 
 def _run(step: Step, ranks: int | None, log: Path) -> None:

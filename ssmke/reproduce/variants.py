@@ -61,8 +61,8 @@ class Variant:
     name: str
     """As the table calls it."""
     flags: Mapping[ScaleName, tuple[str, ...]]
-    """How it differs from the scale's recipe ({root}: the folder of all runs); a scale that is not there cannot have
-    it."""
+    """How it differs from the scale's recipe ({root}: the folder of all runs, {again}: what a further seed is named
+    by); a scale that is not there cannot have it."""
     differs: Mapping[ScaleName, str] = field(default_factory=dict)
     """What of the published one it is not, or why it is missing."""
     starts_from: str | None = None
@@ -84,6 +84,10 @@ class Table:
     """What the published table shows, in a sentence."""
     published: str | None
     """Key of its figures in published.json; None: its figures are not published as a table."""
+    zero_shot: bool = False
+    """Whether its models also classify by the names of classes, at scales with such data."""
+    kind: Literal["recall", "alone", "efficiency"] = "recall"
+    """What it shows: recalls of ``variants``, their halves finetuned (`suites.ALONE`), or cost beside quality."""
 
 
 SCALE: Mapping[ScaleName, Scale] = {
@@ -145,6 +149,9 @@ _LIT = "LiT locks a supervised image tower; here the pretrained half, with our s
 
 _UNTAUGHT = ("--loss.distillation", "none", "--loss.bank", "none")
 _LOCKED = ("--model.image.frozen", "--targets.frozen-tokens")
+_TOWERS = (*_LOCKED, "--model.text.frozen", "--targets.frozen-text", "--model.pool", "cls+mean")
+_LONG = ("--optim.epochs", "20")
+_SMALL_TOWERS = "the recipe's small encoders, 20 epochs on cached features"
 
 VARIANTS: Mapping[str, Variant] = {
     "none": Variant("contrast alone, no teacher", _everywhere(*_UNTAUGHT)),
@@ -173,7 +180,9 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "untrained-teacher": Variant(
         "a teacher with random weights",
-        dict.fromkeys(("scenes", "small"), ("--teacher.weights", "none", "--targets.dir", "{root}/untrained-targets")),
+        dict.fromkeys(
+            ("scenes", "small"), ("--teacher.weights", "none", "--targets.dir", "{root}/untrained-targets{again}")
+        ),
         {"full": "not published; a control for the small scales"},
     ),
     "teacher-finetuned": Variant(
@@ -204,15 +213,47 @@ VARIANTS: Mapping[str, Variant] = {
         },
     ),
     "frozen-towers": Variant(
-        "both towers frozen (as SAIL, ShareLock)",
+        "both towers frozen, linear heads (as SAIL, ShareLock)",
         {
-            "scenes": (*_LOCKED, "--model.text.freeze-layers", "2", *_UNTAUGHT),
-            "small": ("--model.text.freeze-layers", "6", *_UNTAUGHT),
-            "full": (*_LOCKED, "--model.text.freeze-layers", "6", *_UNTAUGHT),
+            "scenes": (*_TOWERS, "--model.shared.kind", "none", "--loss.pairing", "sigmoid", *_UNTAUGHT, *_LONG),
+            "small": (*_TOWERS, "--model.shared.kind", "none", "--loss.pairing", "sigmoid", *_UNTAUGHT, *_LONG),
+            "full": ("--recipe", "frozen-towers"),
         },
-        dict.fromkeys(
-            SCALES, "our halves and shared block on top, softmax contrast, the recipe's batch; text is not cached"
-        ),
+        {
+            "scenes": f"{_SMALL_TOWERS}; the recipe's batch",
+            "small": f"{_SMALL_TOWERS}; the recipe's batch",
+            "full": "DINOv2-L and BGE-large, linear heads, our settings; their encoders, heads and rates differ",
+        },
+    ),
+    "frozen-towers-block": Variant(
+        "both towers frozen, the shared block on top",
+        {
+            "scenes": (*_TOWERS, *_UNTAUGHT, *_LONG),
+            "small": (*_TOWERS, *_UNTAUGHT, *_LONG),
+            "full": ("--recipe", "frozen-towers", "--model.shared.kind", "block", "--model.shared.heads", "16"),
+        },
+        {"scenes": _SMALL_TOWERS, "small": _SMALL_TOWERS},
+    ),
+    "frozen-towers-bank": Variant(
+        "S-SMKE on two frozen towers",
+        {"scenes": (*_TOWERS, *_LONG), "small": (*_TOWERS, *_LONG)},
+        {
+            "scenes": _SMALL_TOWERS,
+            "small": _SMALL_TOWERS,
+            "full": "DINOv2-L would learn from a smaller teacher",
+        },
+    ),
+    "frozen-lower": Variant(
+        "S-SMKE on frozen lower blocks",
+        {
+            "scenes": ("--model.image.freeze-blocks", "2", "--model.text.freeze-layers", "1"),
+            "full": ("--model.image.freeze-blocks", "3", "--model.text.freeze-layers", "3"),
+        },
+        {
+            "scenes": "two of three image blocks and one of two text layers",
+            "full": "three of six on each side",
+            "small": "the recipe of this scale has its image encoder locked already",
+        },
     ),
     "locked-image-bank": Variant(
         "S-SMKE on a locked image encoder",
@@ -269,6 +310,7 @@ TABLES: Mapping[str, Table] = {
         ("bank", "teacher-finetuned", "teacher-data2vec2", "teacher-dino", "untrained-teacher", "none"),
         "BEiTv2 teaches retrieval best; data2vec 2.0 teaches worse than no teacher at all.",
         "teachers",
+        zero_shot=True,
     ),
     "halves": Table(
         "Halves distilled from the whole encoders, or cut from them",
@@ -285,10 +327,33 @@ TABLES: Mapping[str, Table] = {
     ),
     "cheap-peers": Table(
         "Cheap ways of others",
-        ("frozen-towers", "locked-image", "locked-image-bank", "bank"),
+        (
+            "frozen-towers",
+            "frozen-towers-block",
+            "frozen-towers-bank",
+            "locked-image",
+            "locked-image-bank",
+            "frozen-lower",
+            "bank",
+        ),
         "ImageNet zero-shot of the others' own, larger models: SAIL 73.4 % (one A100, 5 hours), ShareLock 51 % (563k "
         "pairs, about one GPU-hour), Freeze-Align 76 % (20M pairs, 50 to 60 GPU-hours), S-SMKE 37 % (shorter runs).",
         None,
+    ),
+    "unimodal": Table(
+        "What the halves can do by themselves",
+        ("bank",),
+        "Pretraining for retrieval costs each half some of what it could do alone, the text half most (the method's "
+        "main limitation). Linear probes: ImageNet 71.1 distilled, 65.0 after pretraining.",
+        "unimodal",
+        kind="alone",
+    ),
+    "efficiency": Table(
+        "What it costs and what it can do",
+        ("bank",),
+        "parameters, pairs, dollars and recall of S-SMKE beside far dearer models.",
+        None,
+        kind="efficiency",
     ),
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -258,10 +259,16 @@ def _recipe_work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
         f"{flops.total / 1e9:.3g} GFLOP a pair: student forward and backward {flops.student / 1e9:.3g}{passes}, "
         f"captions of {tokens:.3g} tokens{of_whom} ({padded / 1e9:.3g} if all were padded to {shapes.max_tokens})"
     )
-    cache = 0.0
+    views = recipe.targets.views
+    check_count("targets.views", views, MOST_EPOCHS)
+    cache = shapes.caching(images=images or pairs, pairs=pairs, views=views, text_tokens=tokens)
+    if shapes.cached_image:
+        text = sum(part.forward(tokens) for part in shapes.cached_text)
+        reasons.append(
+            f"frozen encoders, once: {shapes.cached_image / 1e9:.3g} GFLOP an image"
+            + (f", {text / 1e9:.3g} a caption" if text else "")
+        )
     if shapes.cached_teacher:
-        check_count("targets.views", recipe.targets.views, MOST_EPOCHS)
-        cache = shapes.cached_teacher * (images or pairs) * recipe.targets.views
         reasons.append(
             f"the target cache takes {shapes.cached_teacher / 1e9:.3g} GFLOP for each of "
             f"{counted(images or pairs, 'image')} x {counted(recipe.targets.views, 'view')}"
@@ -271,7 +278,8 @@ def _recipe_work(arguments: argparse.Namespace, like: RunReport | None) -> Work:
 
 
 def recipe_flags(fields: Sequence[Sequence[str]]) -> list[str]:
-    """``--set`` pairs of field and value as training takes them; True and False are switches there."""
+    """``--set`` pairs of field and value as training takes them: True and False are switches there, and a value of
+    several words is several values ("0.5 0.5 0.5"; quotes within it keep words together)."""
     flags: list[str] = []
     for field, value in fields:
         name = field.lstrip("-").replace("_", "-")
@@ -281,8 +289,15 @@ def recipe_flags(fields: Sequence[Sequence[str]]) -> list[str]:
             above, _, last = name.rpartition(".")
             flags.append(f"--{above}.no-{last}" if above else f"--no-{last}")
         else:
-            flags += [f"--{name}", value]
+            flags += [f"--{name}", *_words(field, value)]
     return flags
+
+
+def _words(field: str, value: str) -> list[str]:
+    try:
+        return shlex.split(value) or [value]
+    except ValueError as error:
+        raise ConfigError(f"--set {field} {value}: {error}") from None
 
 
 def epoch_size(
