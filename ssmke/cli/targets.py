@@ -79,34 +79,50 @@ def build(argv: Sequence[str]) -> int:
 
 
 def verify(argv: Sequence[str]) -> int:
-    """Checks the cache of ``argv``'s recipe; 1 when anything is wrong."""
+    """Checks the caches of ``argv``'s recipe; 1 when anything is wrong."""
     import torch
 
     from ssmke.recipes import parse_recipe
+    from ssmke.targets.build import RowSource
     from ssmke.targets.verify import verify_targets
-    from ssmke.training.prepare import identity_of, load_teacher, open_shards
+    from ssmke.training.prepare import (
+        build_module,
+        load_teacher,
+        open_shards,
+        target_rows,
+        text_rows,
+        token_rows,
+    )
 
     recipe = parse_recipe(argv, "ssmke targets verify")
     console = CleanConsole()
     shards = open_shards(recipe, console.print)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher = load_teacher(recipe, device, console.print)
-    if teacher is None:
+    sources: list[RowSource] = [] if teacher is None else [target_rows(recipe, teacher)]
+    if recipe.targets.frozen_tokens:
+        student = build_module(recipe, teacher, shards.images, device, console.print).student
+        sources.append(token_rows(recipe, student))
+        if recipe.targets.frozen_text:
+            sources.append(text_rows(recipe, student))
+    if not sources:
         raise ConfigError("--loss.distillation none has no targets to verify")
-    report = verify_targets(
-        shards, teacher, identity_of(recipe, teacher), recipe.data.augmentation, recipe.targets
-    )
-    for problem in report.problems:
-        console.print(f"[red]{escape(problem)}")
-    console.print(
-        f"{report.shards} shards, {report.images:,} images: {len(report.problems)} problems; {report.recomputed} "
-        f"targets computed again, at most {report.largest_distance:.1e} of their length away"
-    )
-    return 1 if report.problems else 0
+    wrong = 0
+    for source in sources:
+        report = verify_targets(shards, source, recipe.targets)
+        for problem in report.problems:
+            console.print(f"[red]{escape(problem)}")
+        console.print(
+            f"{source.identity.folder_name}: {report.shards} shards, {report.images:,} images: {len(report.problems)} "
+            f"problems; {report.recomputed} rows computed again, at most {report.largest_distance:.1e} of their length "
+            "away"
+        )
+        wrong += len(report.problems)
+    return 1 if wrong else 0
 
 
 def show(folder: Path) -> int:
-    """Prints what the cache in ``folder`` is, how whole it is, and when it has paid for itself."""
+    """Prints what the cache in ``folder`` is, how whole it is, and when it has paid off."""
     from ssmke.targets.cache import ShardTargets, load_identity
 
     identity = load_identity(folder)
@@ -121,18 +137,23 @@ def show(folder: Path) -> int:
     ]
     images, seconds = sum(r.images for r in records), sum(r.seconds for r in records)
     teacher, views = identity["teacher"], identity["views"]
+    captions = teacher.get("rows") == "captions"
     size = sum(path.stat().st_size for path in folder.glob("*.npy"))
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title=str(folder), title_justify="left")
     rows = {
-        "teacher": f"{teacher['name']} ({teacher['output']}, {teacher['dim']} wide)",
+        "model": f"{teacher['name']} ({teacher['output']}, {teacher['dim']} wide)",
         "weights": f"sha256 {teacher['digest'][:16]}...",
-        "views": f"{views} of {identity['image_size']} pixels "
+        "rows": "a caption each, of at most {} tokens".format(teacher["max_tokens"])
+        if captions
+        else f"{views} of {identity['image_size']} pixels an image "
         + ("(canonical: short side, centre crop)" if views == 1 else f"({identity['augmentation']})"),
-        "images": f"{images:,} in {len(records)} shards, {sum(len(r.bad) for r in records)} not decodable",
+        "images": f"{images:,} in {len(records)} shards, {sum(len(r.bad) for r in records)} {'captions that are none' if captions else 'not decodable'}",
         "size": f"{decimal(size)} ({identity['dtype']})",
         "cost": f"{seconds:,.1f} device-seconds"
-        + (f", {images * views / seconds:,.0f} targets/s" if seconds else ""),
-        "paid off": _break_even(folder, records, images, views),
+        + (f", {images * views / seconds:,.0f} images/s" if seconds else ""),
+        "paid off": "after 1 epoch: each caption is encoded once"
+        if captions
+        else _break_even(folder, records, images, views),
     }
     for name, value in rows.items():
         table.add_row(name, escape(value))

@@ -41,6 +41,15 @@ from ssmke.targets.cache import (
 class RowSource(Protocol):
     """Computes what is cached of a data shard (`ImageRows`, `CaptionRows`)."""
 
+    @property
+    def identity(self) -> CacheIdentity:
+        """What its rows depend on."""
+        ...
+
+    def row(self, index: ShardIndex, number: int) -> torch.Tensor:
+        """A single row of the shard, [V, D]; `BadSample` where there is none."""
+        ...
+
     def batches(
         self, index: ShardIndex, bad: dict[str, str]
     ) -> Iterator[tuple[list[int], torch.Tensor, int]]:
@@ -67,7 +76,6 @@ class BuildReport:
 def build_targets(
     shards: ImageTextShards,
     source: RowSource,
-    identity: CacheIdentity,
     config: TargetsConfig,
     progress: Callable[[int], None] = lambda images: None,
 ) -> BuildReport:
@@ -77,6 +85,7 @@ def build_targets(
 
     Raises on every rank when any rank failed (`TargetCacheError`: other teacher, changed shards, full disk).
     """
+    identity = source.identity
     work = list(shard_folders(shards, identity, config))
     surveys = _all_or_error(lambda: _survey(work, identity))
     _, reused, known_bad = surveys[0]
@@ -89,7 +98,7 @@ def build_targets(
             _, info, folder, _ = work[number]
             shards.prefetch(mine[place : place + 2])  # the next one comes while this one is worked on
             index = shards.open_shard(number)
-            record = _build_shard(index, info, folder, source, identity, progress)
+            record = _build_shard(index, info, folder, source, progress)
             done += info.images
             bad += len(record.bad)
     except SSMKEError as error:
@@ -216,10 +225,9 @@ def _build_shard(
     info: ShardInfo,
     folder: Path,
     source: RowSource,
-    identity: CacheIdentity,
     progress: Callable[[int], None],
 ) -> ShardTargets:
-    begin = time.perf_counter()
+    begin, identity = time.perf_counter(), source.identity
     if len(index.keys) != info.images:
         raise TargetCacheError(
             f"{index.path} has {len(index.keys)} images, its manifest says {info.images}: run `ssmke data verify`"

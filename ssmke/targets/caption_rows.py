@@ -11,6 +11,7 @@ import torch
 from ssmke.data.captions import clean_caption
 from ssmke.data.shards import ShardIndex
 from ssmke.errors import BadSample
+from ssmke.targets.cache import CacheIdentity
 from ssmke.targets.frozen import FrozenText
 
 SORTED_BATCHES = 16
@@ -24,6 +25,18 @@ class CaptionRows:
     encoder: FrozenText
     batch_size: int
     """Captions per forward."""
+
+    @property
+    def identity(self) -> CacheIdentity:
+        """What the rows depend on: not on images."""
+        return CacheIdentity(self.encoder.describe(), image_size=0, views=1, augmentation={})
+
+    def row(self, index: ShardIndex, number: int) -> torch.Tensor:
+        """See `ssmke.targets.build.RowSource`."""
+        ends = np.cumsum(index.captions)
+        image = int(np.searchsorted(ends, number, side="right"))
+        caption = number - int(ends[image]) + int(index.captions[image])
+        return self.encoder([clean_caption(index.read(image).captions[caption])], 1)
 
     def batches(
         self, index: ShardIndex, bad: dict[str, str]

@@ -47,6 +47,12 @@ class ImageRows:
     batch_size: int
     """Images per forward."""
 
+    def row(self, index: ShardIndex, number: int) -> torch.Tensor:
+        """See `ssmke.targets.build.RowSource`."""
+        return _forward(
+            self.model, torch.from_numpy(views_of(index, number, self.identity, self.augmentation))
+        )
+
     def batches(
         self, index: ShardIndex, bad: dict[str, str]
     ) -> Iterator[tuple[list[int], torch.Tensor, int]]:

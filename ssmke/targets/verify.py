@@ -1,4 +1,4 @@
-"""Checks a target cache against the shards and the teacher: digests of all rows, and some computed again."""
+"""Checks a cache against the shards and its model: digests of all rows, and some computed again."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ssmke.data.augmentation import AugmentationConfig
 from ssmke.data.dataset import ImageTextShards
 from ssmke.data.shards import ShardIndex, file_sha256
 from ssmke.errors import BadSample, TargetCacheError
-from ssmke.models.teachers import Teacher
+from ssmke.targets.build import RowSource
 from ssmke.targets.cache import (
-    CacheIdentity,
     TargetsConfig,
     check_identity,
     load_record,
     rows_path,
     shard_folders,
 )
-from ssmke.targets.image_rows import views_of
 
 TOLERANCE = 2e-3
 """Largest accepted distance, relative to the target's length: fp16 rounding and another machine's kernels."""
@@ -39,18 +36,13 @@ class CacheReport:
 
 
 def verify_targets(
-    shards: ImageTextShards,
-    teacher: Teacher,
-    identity: CacheIdentity,
-    augmentation: AugmentationConfig,
-    config: TargetsConfig,
-    recompute: int = 16,
+    shards: ImageTextShards, source: RowSource, config: TargetsConfig, recompute: int = 16
 ) -> CacheReport:
-    """Reads every row file and compares its digest; computes ``recompute`` images per shard again.
+    """Reads every row file and compares its digest; computes ``recompute`` rows per shard again.
 
     All problems are listed; a cache of another identity is a `TargetCacheError` at once.
     """
-    report = CacheReport()
+    report, identity = CacheReport(), source.identity
     for number, (_, info, folder, _) in enumerate(shard_folders(shards, identity, config)):
         report.shards += 1
         report.images += info.images
@@ -70,30 +62,20 @@ def verify_targets(
             continue
         rows = np.load(rows_file, mmap_mode="r", allow_pickle=False)
         index = shards.open_shard(number)
-        for image in np.linspace(0, info.images - 1, min(recompute, info.images)).astype(int):
-            distance = _distance(index, int(image), rows[image], teacher, identity, augmentation)
+        for row in np.linspace(0, len(rows) - 1, min(recompute, len(rows))).astype(int).tolist():
+            distance = _distance(index, row, rows[row], source)
             report.recomputed += 1
             report.largest_distance = max(report.largest_distance, distance)
             if not distance <= TOLERANCE:
-                report.problems.append(
-                    f"{rows_file}: target of {index.keys[image]} is {distance:.2%} away from the teacher's"
-                )
+                what = f"row {row}" if identity.of_captions else f"target of {index.keys[row]}"
+                report.problems.append(f"{rows_file}: {what} is {distance:.2%} away from the model's")
     return report
 
 
-def _distance(
-    index: ShardIndex,
-    image: int,
-    cached: np.ndarray,
-    teacher: Teacher,
-    identity: CacheIdentity,
-    augmentation: AugmentationConfig,
-) -> float:
+def _distance(index: ShardIndex, number: int, cached: np.ndarray, source: RowSource) -> float:
     try:
-        pixels = torch.from_numpy(views_of(index, image, identity, augmentation))
+        fresh = source.row(index, number).cpu()
     except BadSample:
         return 0.0 if bool(np.isnan(cached).all()) else float("inf")
-    device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
-    fresh = teacher(pixels.to(device)).cpu()
     difference = (fresh - torch.from_numpy(np.array(cached, dtype=np.float32))).norm(dim=-1)
     return float((difference / fresh.norm(dim=-1)).max())

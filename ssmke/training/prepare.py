@@ -144,11 +144,24 @@ def load_teacher(recipe: Recipe, device: torch.device, say: Say) -> Teacher | No
     return teacher
 
 
-def identity_of(recipe: Recipe, teacher: Teacher) -> CacheIdentity:
-    """The cache that ``recipe`` needs of ``teacher``."""
-    return CacheIdentity.of(
+def target_rows(recipe: Recipe, teacher: Teacher) -> ImageRows:
+    """What ``recipe`` caches of ``teacher``."""
+    identity = CacheIdentity.of(
         teacher.describe(), teacher.image_size, recipe.targets.views, recipe.data.augmentation
     )
+    return ImageRows(teacher, identity, recipe.data.augmentation, recipe.targets.batch_size)
+
+
+def token_rows(recipe: Recipe, student: SSMKE) -> ImageRows:
+    """What ``recipe`` caches of the student's frozen image encoder."""
+    tokens = FrozenTokens(student)
+    identity = CacheIdentity.of(tokens.describe(), tokens.image_size, 1, recipe.data.augmentation)
+    return ImageRows(tokens, identity, recipe.data.augmentation, recipe.targets.batch_size)
+
+
+def text_rows(recipe: Recipe, student: SSMKE) -> CaptionRows:
+    """What ``recipe`` caches of the student's frozen text encoder."""
+    return CaptionRows(FrozenText(student), recipe.targets.batch_size)
 
 
 def prepare_targets(
@@ -157,9 +170,7 @@ def prepare_targets(
     """Opens the target cache, after computing what is missing; None without teacher or with an online one."""
     if teacher is None or recipe.targets.mode == "online":
         return None
-    identity = identity_of(recipe, teacher)
-    source = ImageRows(teacher, identity, recipe.data.augmentation, recipe.targets.batch_size)
-    return _built(recipe, shards, source, identity, say, check)
+    return _built(recipe, shards, target_rows(recipe, teacher), say, check)
 
 
 def prepare_tokens(
@@ -168,10 +179,7 @@ def prepare_tokens(
     """The cached tokens of the student's frozen image encoder, where the recipe wants them."""
     if not recipe.targets.frozen_tokens:
         return None
-    tokens = FrozenTokens(student)
-    identity = CacheIdentity.of(tokens.describe(), tokens.image_size, 1, recipe.data.augmentation)
-    source = ImageRows(tokens, identity, recipe.data.augmentation, recipe.targets.batch_size)
-    return _built(recipe, shards, source, identity, say, check)
+    return _built(recipe, shards, token_rows(recipe, student), say, check)
 
 
 def prepare_text(
@@ -180,22 +188,14 @@ def prepare_text(
     """The cached features of the student's frozen text encoder, where the recipe wants them."""
     if not recipe.targets.frozen_text:
         return None
-    text = FrozenText(student)
-    identity = CacheIdentity(text.describe(), image_size=0, views=1, augmentation={})
-    return _built(recipe, shards, CaptionRows(text, recipe.targets.batch_size), identity, say, check)
+    return _built(recipe, shards, text_rows(recipe, student), say, check)
 
 
-def _built(
-    recipe: Recipe,
-    shards: ImageTextShards,
-    source: RowSource,
-    identity: CacheIdentity,
-    say: Say,
-    check: Check,
-) -> TargetCache:
+def _built(recipe: Recipe, shards: ImageTextShards, source: RowSource, say: Say, check: Check) -> TargetCache:
+    identity = source.identity
     what = f"{identity.teacher['name']} {identity.teacher['output']}"
     counted = _Counted(shards.images // world_size(), what, say, check)
-    report = build_targets(shards, source, identity, recipe.targets, counted)
+    report = build_targets(shards, source, recipe.targets, counted)
     if report.images:
         rows = "captions" if identity.of_captions else f"x {identity.views} views"
         say(

@@ -23,6 +23,7 @@ from ssmke.targets.cache import CacheIdentity, TargetCache, TargetsConfig
 from ssmke.targets.caption_rows import CaptionRows
 from ssmke.targets.frozen import FrozenText, FrozenTokens
 from ssmke.targets.image_rows import ImageRows
+from ssmke.targets.verify import verify_targets
 
 CONFIG = TargetsConfig(batch_size=4)
 AUGMENTATION = AugmentationConfig()
@@ -42,20 +43,16 @@ def student(model: SSMKE) -> SSMKE:
     return SSMKE(dataclasses.replace(model.config, pool="cls+mean"), quiet=True).eval()
 
 
-def identity_of_text(student: SSMKE) -> CacheIdentity:
-    return CacheIdentity(FrozenText(student).describe(), image_size=0, views=1, augmentation={})
-
-
 def build_text(shards: ImageTextShards, student: SSMKE) -> tuple[TargetCache, BuildReport]:
-    identity = identity_of_text(student)
-    report = build_targets(shards, CaptionRows(FrozenText(student), 4), identity, CONFIG)
-    return TargetCache.open(shards, identity, CONFIG), report
+    rows = CaptionRows(FrozenText(student), 4)
+    report = build_targets(shards, rows, CONFIG)
+    return TargetCache.open(shards, rows.identity, CONFIG), report
 
 
 def build_images(shards: ImageTextShards, student: SSMKE) -> TargetCache:
     tokens = FrozenTokens(student)
     identity = CacheIdentity.of(tokens.describe(), tokens.image_size, 1, AUGMENTATION)
-    build_targets(shards, ImageRows(tokens, identity, AUGMENTATION, 4), identity, CONFIG)
+    build_targets(shards, ImageRows(tokens, identity, AUGMENTATION, 4), CONFIG)
     return TargetCache.open(shards, identity, CONFIG)
 
 
@@ -99,9 +96,22 @@ def test_a_second_build_computes_nothing_and_another_encoder_is_refused(
 
 @pytest.mark.parametrize("shorter", [8, 16])
 def test_where_captions_are_cut_is_part_of_the_identity(student: SSMKE, shorter: int) -> None:
-    before = identity_of_text(student)
+    before = FrozenText(student).describe()
     student.config.text.max_tokens = shorter
-    assert (identity_of_text(student) == before) == (shorter == 16)
+    assert (FrozenText(student).describe() == before) == (shorter == 16)
+
+
+def test_verify_computes_captions_again(shards: ImageTextShards, student: SSMKE) -> None:
+    build_text(shards, student)
+    rows = CaptionRows(FrozenText(student), 4)
+    report = verify_targets(shards, rows, CONFIG, recompute=60)
+    assert (report.problems, report.recomputed) == ([], shards.pairs)
+    with torch.no_grad():
+        student.text_encoder.backbone.embeddings.word_embeddings.weight.normal_()  # type: ignore[union-attr]
+    assert all(
+        "away from the model's" in problem for problem in verify_targets(shards, rows, CONFIG).problems
+    )
+    assert verify_targets(shards, rows, CONFIG).problems
 
 
 def test_batches_are_those_of_the_stream_that_reads_everything(

@@ -45,8 +45,7 @@ def identity_of(teacher: Teacher, views: int = 1) -> CacheIdentity:
 def build_images(
     shards: ImageTextShards, teacher: Teacher, identity: CacheIdentity, config: TargetsConfig = CONFIG
 ) -> BuildReport:
-    source = ImageRows(teacher, identity, AUGMENTATION, config.batch_size)
-    return build_targets(shards, source, identity, config)
+    return build_targets(shards, ImageRows(teacher, identity, AUGMENTATION, config.batch_size), config)
 
 
 @pytest.fixture
@@ -170,19 +169,22 @@ def test_rows_that_were_cut_short_are_named(copied: ImageTextShards, teacher: Te
 def test_verify_finds_changed_bytes_and_wrong_targets(copied: ImageTextShards, teacher: Teacher) -> None:
     build(copied, teacher)
     identity = identity_of(teacher)
-    whole = verify_targets(copied, teacher, identity, AUGMENTATION, CONFIG)
+    whole = verify_targets(copied, ImageRows(teacher, identity, AUGMENTATION, 5), CONFIG)
     assert (whole.problems, whole.images, whole.shards) == ([], 23, 2)
     assert whole.largest_distance < 1e-3
 
     folder = copied.shards[0][0].parent / "targets" / identity.folder_name
     rows = np.load(folder / "test-00000.npy")
     np.save(folder / "test-00000.npy", -rows)
-    assert "bytes changed" in verify_targets(copied, teacher, identity, AUGMENTATION, CONFIG).problems[0]
+    assert (
+        "bytes changed"
+        in verify_targets(copied, ImageRows(teacher, identity, AUGMENTATION, 5), CONFIG).problems[0]
+    )
     record = json.loads((folder / "test-00000.json").read_text())
     record["sha256"] = file_sha256(folder / "test-00000.npy")
     (folder / "test-00000.json").write_text(json.dumps(record))
-    problems = verify_targets(copied, teacher, identity, AUGMENTATION, CONFIG).problems
-    assert "away from the teacher's" in problems[0]
+    problems = verify_targets(copied, ImageRows(teacher, identity, AUGMENTATION, 5), CONFIG).problems
+    assert "away from the model's" in problems[0]
 
 
 def test_a_full_disk_leaves_finished_shards_and_names_the_file(
