@@ -147,7 +147,8 @@ def show(folder: Path) -> int:
         if captions
         else f"{views} of {identity['image_size']} pixels an image "
         + ("(canonical: short side, centre crop)" if views == 1 else f"({identity['augmentation']})"),
-        "images": f"{images:,} in {len(records)} shards, {sum(len(r.bad) for r in records)} {'captions that are none' if captions else 'not decodable'}",
+        "images": f"{images:,} in {len(records)} shards, {sum(len(r.bad) for r in records)} "
+        + ("captions that are none" if captions else "not decodable"),
         "size": f"{decimal(size)} ({identity['dtype']})",
         "cost": f"{seconds:,.1f} device-seconds"
         + (f", {images * views / seconds:,.0f} images/s" if seconds else ""),
@@ -178,6 +179,6 @@ def _break_even(folder: Path, records: Sequence[object], images: int, views: int
     if not images or not pairs:
         return "nothing is cached yet"
     return (
-        f"after {images * views / pairs:.2f} epochs: it took {images * views:,} teacher forwards, an epoch with "
-        f"the online teacher takes {pairs:,}"
+        f"after {images * views / pairs:.2f} epochs: it took {images * views:,} forward passes, an epoch "
+        f"without it takes {pairs:,}"
     )
