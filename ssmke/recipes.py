@@ -300,7 +300,8 @@ def _frozen_towers() -> Recipe:
         ),
         targets=TargetsConfig(frozen_tokens=True, frozen_text=True),
         loss=LossConfig(distillation="none", bank="none", pairing="sigmoid"),
-        data=DataConfig(shards=("data/pairs",)),
+        # A batch is 268 MB in shared memory, and gathered faster than it is used.
+        data=DataConfig(shards=("data/pairs",), stream=StreamConfig(workers=1, prefetch=2)),
         optim=OptimConfig(batch_size=32_768, epochs=50, lr=1e-3),
     )
 

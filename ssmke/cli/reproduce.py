@@ -71,6 +71,8 @@ def main(argv: Sequence[str]) -> int:
     scale: ScaleName = arguments.scale
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds {arguments.seeds}: must be at least 1")
+    if arguments.seed < 0:
+        raise ConfigError(f"--seed {arguments.seed}: must be 0 or more")
     seeds = tuple(range(arguments.seed, arguments.seed + arguments.seeds))
     places = Places(arguments.out or Path("runs") / f"reproduce-{scale}", arguments.data, seeds)
     from ssmke.cli.cost.forecast import recipe_flags

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
 from rich.markup import escape
@@ -18,6 +19,9 @@ from rich.table import Table
 
 from ssmke.console import CleanConsole
 from ssmke.errors import ConfigError, DataError, TargetCacheError
+
+if TYPE_CHECKING:
+    import torch
 
 USAGE = """usage: ssmke targets build  [--recipe NAME] [--field value ...]   compute what is missing
        ssmke targets verify [--recipe NAME] [--field value ...]   digests of all, some computed again
@@ -41,7 +45,6 @@ def build(argv: Sequence[str]) -> int:
     """Computes what ``argv``'s recipe caches: targets, and the features of frozen encoders.
 
     With several ranks, each takes its share of shards."""
-    import torch
     import torch.distributed as dist
 
     from ssmke.objectives.gather import rank
@@ -58,13 +61,14 @@ def build(argv: Sequence[str]) -> int:
 
     recipe = parse_recipe(argv, "ssmke targets build")
     placement = Placement.of(os.environ)
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", placement.local_rank) if cuda else torch.device("cpu")
+    device = _device(placement.local_rank)
     if placement.nodes * placement.local_size > 1:
         dist.init_process_group("gloo")
     console = CleanConsole(quiet=rank() != 0)
     say = console.print
     shards = open_shards(recipe, say)
+    if recipe.targets.mode == "online" and not recipe.targets.frozen_tokens:
+        raise ConfigError("--targets.mode online caches nothing: leave it out")
     teacher = load_teacher(recipe, device, say)
     if teacher is None and not recipe.targets.frozen_tokens:
         raise ConfigError("--loss.distillation none needs no targets: choose mse, kl or contrastive")
@@ -78,10 +82,18 @@ def build(argv: Sequence[str]) -> int:
     return 0
 
 
-def verify(argv: Sequence[str]) -> int:
-    """Checks the caches of ``argv``'s recipe; 1 when anything is wrong."""
+def _device(number: int = 0) -> torch.device:
+    """The GPU of this rank, computing fp32 as training does (`ssmke.training.launch`), or the CPU."""
     import torch
 
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.set_float32_matmul_precision("high")
+    return torch.device("cuda", number)
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Checks the caches of ``argv``'s recipe; 1 when anything is wrong."""
     from ssmke.recipes import parse_recipe
     from ssmke.targets.build import RowSource
     from ssmke.targets.verify import verify_targets
@@ -97,7 +109,7 @@ def verify(argv: Sequence[str]) -> int:
     recipe = parse_recipe(argv, "ssmke targets verify")
     console = CleanConsole()
     shards = open_shards(recipe, console.print)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     teacher = load_teacher(recipe, device, console.print)
     sources: list[RowSource] = [] if teacher is None else [target_rows(recipe, teacher)]
     if recipe.targets.frozen_tokens:
@@ -148,7 +160,7 @@ def show(folder: Path) -> int:
         else f"{views} of {identity['image_size']} pixels an image "
         + ("(canonical: short side, centre crop)" if views == 1 else f"({identity['augmentation']})"),
         "images": f"{images:,} in {len(records)} shards, {sum(len(r.bad) for r in records)} "
-        + ("captions that are none" if captions else "not decodable"),
+        + ("that cannot be read" if captions else "not decodable"),
         "size": f"{decimal(size)} ({identity['dtype']})",
         "cost": f"{seconds:,.1f} device-seconds"
         + (f", {images * views / seconds:,.0f} images/s" if seconds else ""),

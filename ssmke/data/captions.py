@@ -12,6 +12,8 @@ import unicodedata
 
 from ssmke.errors import BadSample
 
+CLEANING = 1
+"""Version of `clean_caption`, to be raised with every change of what it gives: cached features depend on it."""
 MAX_CHARACTERS = 2000
 """Far above the 64 tokens that the text encoder reads (about 400 characters), far below what hurts."""
 _LAST_WORD = 100

@@ -99,9 +99,8 @@ def model_card(model: SSMKE | None, run: RunFacts | None, title: str, form: Form
     sections = [
         _front_matter(run, title),
         f"# {_plain(title)}",
-        "An image-text retrieval model of the S-SMKE kind: the first layers of two pretrained unimodal encoders and "
-        "one shared Transformer block, which embed pictures and sentences into one space. Card written by ssmke "
-        f"{__version__}.",
+        f"An image-text retrieval model of the S-SMKE kind: {_parts(model)}, which embed pictures and sentences into "
+        f"one space. Card written by ssmke {__version__}.",
         "## Use",
         USES[form],
         "## Model",
@@ -120,6 +119,13 @@ def model_card(model: SSMKE | None, run: RunFacts | None, title: str, form: Form
         _terms(run),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _parts(model: SSMKE | None) -> str:
+    """What it is built of, for a sentence."""
+    above = {"block": "one shared Transformer block", "mlp": "a shared MLP", "none": "a projection for each"}
+    kind = "block" if model is None else model.config.shared.kind
+    return f"two pretrained unimodal encoders, or their first layers, and {above[kind]}"
 
 
 def precision_section(precision: str, difference: float) -> str:
@@ -175,6 +181,11 @@ def _model(model: SSMKE | None, run: RunFacts | None) -> str:
         table = model.parameter_table()
         rows.append(("parameters", _number(table.pop("total"))))
         rows += [(f"of them {name.replace('_', ' ')}", _number(n)) for name, n in table.items() if n]
+        if model.config.pool != "none":
+            rows.append(("goes on of the encoders' tokens", f"{_code(model.config.pool)}, one vector"))
+        frozen = [half for half in ("image", "text") if getattr(model.config, half).frozen]
+        if frozen:
+            rows.append(("encoders that were not trained", " and ".join(frozen)))
         rows.append(("embedding", f"{model.dim} numbers, L2-normalised"))
         rows.append(("picture", f"{model.image_size} x {model.image_size} pixels, largest centred square"))
         rows.append(("text", f"at most {model.config.text.max_tokens} tokens"))

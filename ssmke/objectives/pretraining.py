@@ -111,7 +111,8 @@ class SSMKEPretraining(Objective):
             value = SIGMOID_LOG_SCALE_INIT if name in self.bias_names else LOG_SCALE_INIT
             setattr(self, f"log_scale_{name}", nn.Parameter(torch.full((1,), value)))
         for name in self.bias_names:
-            setattr(self, f"bias_{name}", nn.Parameter(torch.full((1,), SIGMOID_BIAS_INIT)))
+            # What is learned is how far it is from where it begins: at -10 numbers in bf16 are 1/16 apart.
+            setattr(self, f"bias_{name}", nn.Parameter(torch.zeros(1)))
         self.bank: TargetBank | None = None
         if config.distillation != "none":
             dim = student.config.prediction_dim
@@ -153,7 +154,7 @@ class SSMKEPretraining(Objective):
         """Losses of this rank's rows against all ranks' columns; averaged over ranks: the joined batch's."""
         config = self.config
         scales = {name: scalars[f"log_scale_{name}"].float().exp() for name in self.scale_names}
-        biases = {name: scalars[f"bias_{name}"].float() for name in self.bias_names}
+        biases = {name: SIGMOID_BIAS_INIT + scalars[f"bias_{name}"].float() for name in self.bias_names}
         losses: Losses = {}
         for level in self.levels:
             pairs: tuple[Tensor, ...] = outputs[f"image.{level}"], outputs[f"text.{level}"], scales[level]

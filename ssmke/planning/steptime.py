@@ -61,13 +61,15 @@ BACKWARD = 2 / 3
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a rank computes with. ``peak`` FLOP/s, ``memory`` and ``ring`` bytes per second, one direction."""
+    """What a rank computes with. ``peak`` FLOP/s, ``memory`` and ``ring`` bytes per second, one direction;
+    ``caching``: FLOP/s of target caches, which are filled in fp32 (None: ``peak``)."""
 
     peak: float
     memory: float | None
     ring: float
     pcie: float = LINKS["pcie4"] * GB
     host: float = HOST_GB_S * GB
+    caching: float | None = None
 
 
 @dataclass(frozen=True)

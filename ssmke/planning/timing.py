@@ -39,7 +39,9 @@ class Timing:
         self.link, self.network = link or usual_link(spec), network
         self.shapes = shapes_of_recipe(recipe)
         memory = None if spec.bandwidth_gb_s is None else spec.bandwidth_gb_s * GB
-        self.hardware = Hardware(peak * 1e12, memory, ring_rate(gpus, self.link, network))
+        caching = None if spec.fp32_products is None else spec.fp32_products * 1e12
+        ring = ring_rate(gpus, self.link, network)
+        self.hardware = Hardware(peak * 1e12, memory, ring, caching=caching)
 
     def step(self, option: Option) -> StepTime:
         """The model of one step."""
@@ -60,7 +62,8 @@ class Timing:
         """Hours and dollars of ``epochs`` of ``pairs``, target cache of ``images`` included, by configuration."""
         views = self.recipe.targets.views
         cache = self.shapes.caching(images=images, pairs=pairs, views=views, text_tokens=self.text_tokens)
-        cache_seconds = self.mfu.invert() * (cache / self.hardware.peak / self.gpus)
+        rate = self.hardware.caching or self.hardware.peak
+        cache_seconds = self.mfu.invert() * (cache / rate / self.gpus)
         batch = self.recipe.optim.batch_size
         if pairs < batch:
             raise ConfigError(

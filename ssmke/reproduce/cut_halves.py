@@ -8,9 +8,11 @@ Only with ``--part encoder`` does it mean anything: its shared block is random. 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssmke.errors import SSMKEError
 from ssmke.models.student import SSMKE
 from ssmke.recipes import parse_recipe
 
@@ -20,7 +22,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ssmke.reproduce.cut_halves", allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True)
     found, recipe = parser.parse_known_args(argv)
-    SSMKE(parse_recipe(recipe, parser.prog).model).save_pretrained(found.out)
+    try:
+        SSMKE(parse_recipe(recipe, parser.prog).model).save_pretrained(found.out)
+    except SSMKEError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Outcome:
     scores: dict[tuple[str, str], Score] = field(default_factory=dict)
     """By (data folder, name): "i2t_r1", ..., "mean_r1"; of a suite, its `Number`."""
     loss: tuple[float, ...] = ()
-    """Of the contrastive part, a step each: what all variants have in common. The mean over seeds."""
+    """Of the softmax contrast, a step each: what nearly all variants have in common. The mean over seeds."""
     device_hours: float | None = None
     """Of its training and the distillation of its halves, the mean over seeds; not of the model that it is finetuned
     from."""
@@ -196,6 +196,7 @@ def _factors(run: Path) -> Factors | None:
 
 
 def _curve(path: Path) -> tuple[float, ...]:
+    """The softmax contrast of each step; nothing of a sigmoid, whose sum over captions is another quantity."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -203,7 +204,10 @@ def _curve(path: Path) -> tuple[float, ...]:
     values = []
     for line in lines:
         try:
-            values.append(float(json.loads(line)["contrast"]))
+            step = json.loads(line)
+            if "bias.output" in step:
+                return ()
+            values.append(float(step["contrast"]))
         except (ValueError, KeyError, TypeError):  # a line cut short by a kill
             continue
     return tuple(values)

@@ -291,7 +291,7 @@ def _charts(table: Table, scale: ScaleName, found: Mapping[str, Outcome]) -> str
     if curves:
         x = linear(max(points[-1][0] for points in curves.values()), lambda v: f"{v:g}")
         y = linear(max(b for points in curves.values() for _, b in points), lambda v: f"{v:g}")
-        said = "Contrastive loss over steps, means of 1/40 of the run" + (
+        said = "Softmax contrast over steps, means of 1/40 of the run" + (
             " and over seeds" if _seeds_note(list(found.values())) else ""
         )
         named = [(colours[key], VARIANTS[key].name, points) for key, points in curves.items()]

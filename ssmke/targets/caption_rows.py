@@ -36,7 +36,10 @@ class CaptionRows:
         ends = np.cumsum(index.captions)
         image = int(np.searchsorted(ends, number, side="right"))
         caption = number - int(ends[image]) + int(index.captions[image])
-        return self.encoder([clean_caption(index.read(image).captions[caption])], 1)
+        captions = index.read(image).captions
+        if caption >= len(captions):
+            raise BadSample("not as indexed")
+        return self.encoder([clean_caption(captions[caption])], 1)
 
     def batches(
         self, index: ShardIndex, bad: dict[str, str]
@@ -64,7 +67,10 @@ class CaptionRows:
         except BadSample as error:
             bad[str(index.keys[image])] = error.reason
             return
-        for number, caption in enumerate(sample.captions[: int(index.captions[image])]):
+        count = int(index.captions[image])
+        if len(sample.captions) < count:
+            bad[sample.key] = "not as indexed"
+        for number, caption in enumerate(sample.captions[:count]):
             try:
                 yield first + number, clean_caption(caption)
             except BadSample as error:

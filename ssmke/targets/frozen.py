@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssmke.data.captions import CLEANING
 from ssmke.data.tokens import tokenize
 from ssmke.models.pooling import pooled_width
 from ssmke.models.student import SSMKE
@@ -66,7 +67,9 @@ class FrozenText(nn.Module):
         words = json.loads(self._tokenizer.backend_tokenizer.to_str())
         # These two are set by whoever used the tokenizer last.
         words = {name: value for name, value in words.items() if name not in ("truncation", "padding")}
-        self._words = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+        self._words = _digest(words)
+        # Heads, epsilons and activations leave no trace in the weights.
+        self._architecture = _digest(student.text_encoder.architecture())
         self.dim = pooled_width(student.text_encoder.dim, student.config.pool)
 
     @torch.no_grad()
@@ -88,8 +91,14 @@ class FrozenText(nn.Module):
             "rows": "captions",
             "depth": config.depth,
             "digest": self._digest,
+            "architecture": self._architecture,
             "tokenizer": self._words,
+            "captions": CLEANING,
             "max_tokens": config.max_tokens,
             "output": f"text-{self.student.config.pool}",
             "dim": self.dim,
         }
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -86,8 +86,12 @@ def open_evaluation(recipe: FromShards) -> ImageTextShards:
         ) from error.__cause__
 
 
-def epoch_order(recipe: FromShards, shards: ImageTextShards, *, images: bool = False) -> EpochOrder:
+def epoch_order(
+    recipe: FromShards, shards: ImageTextShards, *, images: bool = False, reads_shards: bool = True
+) -> EpochOrder:
     """Which pairs an epoch shows, in which order; or, with ``images``, which images.
+
+    ``reads_shards``: false where steps read caches alone, so that remote shards need not be shown by windows.
 
     Raises:
         ConfigError: two windows of remote shards do not fit into their local copy.
@@ -95,8 +99,8 @@ def epoch_order(recipe: FromShards, shards: ImageTextShards, *, images: bool = F
     stream, remote = recipe.data.stream, recipe.data.remote
     window = stream.window
     if window is None:
-        window = REMOTE_WINDOW if shards.remote else 0
-    for url, sizes in shards.remote_sizes.items():
+        window = REMOTE_WINDOW if shards.remote and reads_shards else 0
+    for url, sizes in (shards.remote_sizes if reads_shards else {}).items():
         # One window is read while the next one comes; without windows every shard is read all the time.
         needed = sum(sorted(sizes, reverse=True)[: 2 * window or None]) / 1e9
         if needed > remote.cache_gigabytes:
@@ -251,6 +255,14 @@ def build_module(
     else:
         say(
             f"begins with {recipe.init}: {model.image.name} and {model.text.name}, {student.image_size} pixels"
+        )
+    learns = [
+        p for name, p in student.named_parameters() if p.requires_grad and not name.startswith("modality.")
+    ]
+    if not learns:
+        raise ConfigError(
+            "nothing that embeds images or captions is trained: both encoders are frozen and nothing follows them; add "
+            "--model.pool cls+mean, or a shared encoder (--model.shared.kind block)"
         )
     counts = {name: f"{n / 1e6:.2f}M" for name, n in student.parameter_table().items()}
     say("student " + ", ".join(f"{name} {count}" for name, count in counts.items()))

@@ -72,7 +72,11 @@ def _run(recipe: Recipe, session: Session) -> Outcome:
         evaluation = open_evaluation(recipe)
         # Before the targets are computed: what is wrong with batch, weights or windows is known already.
         plan = StreamPlan(
-            epoch_order(recipe, shards), recipe.optim.batch_size, recipe.optim.epochs, rank(), world_size()
+            epoch_order(recipe, shards, reads_shards=not recipe.targets.frozen_text),
+            recipe.optim.batch_size,
+            recipe.optim.epochs,
+            rank(),
+            world_size(),
         )
         teacher = load_teacher(recipe, device, say)
     with phase("target_cache"):

@@ -82,7 +82,7 @@ class Watchdog:
     def stop(self, left: str = "") -> None:
         """Ends the watch on this rank and tells the others why: ``left`` is its error, "" for a good end.
 
-        After an error rank 0 stays up to three seconds, until the others know: it keeps the store.
+        After an error rank 0 stays until the others know, for some seconds: it keeps the store.
         """
         self.vitals.left = left
         self._stopping.set()

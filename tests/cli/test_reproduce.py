@@ -40,6 +40,8 @@ def test_a_plan_counts_every_seed(
     assert "S-SMKE, contrastive KD + bank (3 seeds)" in said
     with pytest.raises(ConfigError, match="--seeds 0: must be at least 1"):
         main(["efficiency", "--seeds", "0"])
+    with pytest.raises(ConfigError, match="--seed -1: must be 0 or more"):
+        main(["efficiency", "--seed", "-1"])
 
 
 def test_a_report_is_of_all_seeds_that_the_folder_holds(tmp_path: Path) -> None:

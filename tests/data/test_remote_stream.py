@@ -116,6 +116,7 @@ def test_remote_shards_have_windows_and_local_ones_have_none(
     for made, window in ((far, 16), (near, 0), (recipe(tmp_path, str(folder), window=3), 3)):
         shards = ImageTextShards.open(made.data.places, "train", made.data.remote)
         assert epoch_order(made, shards).window == window
+        assert epoch_order(made, shards, reads_shards=False).window == (0 if made is far else window)
 
 
 def test_windows_that_do_not_fit_are_refused_before_anything_is_fetched(
@@ -125,6 +126,7 @@ def test_windows_that_do_not_fit_are_refused_before_anything_is_fetched(
     shards = ImageTextShards.open(made.data.places, "train", made.data.remote)
     with pytest.raises(ConfigError, match=r"--data\.stream\.window 2 .*--data\.remote\.cache-gigabytes"):
         epoch_order(made, shards)
+    assert epoch_order(made, shards, reads_shards=False).window == 2
     made.data.stream = StreamConfig(window=1)
     assert epoch_order(made, shards).window == 1
     assert not server.requests["far/train-00000.tar"]

@@ -78,6 +78,7 @@ def test_a_cache_of_another_teacher_or_of_other_shards(
     cache = copy / "targets" / "vit_tiny_patch16_224-features-v1"
     assert main(["targets", "show", str(cache)]) == 0
     assert main(["targets", "verify", *flags, *shards]) == 0
+    assert main(["targets", "build", *flags, *shards, "--targets.mode", "online"]) != 0
 
     identity = json.loads((cache / "cache.json").read_text())
     identity["identity"]["teacher"]["digest"] = "0" * 64

@@ -24,6 +24,7 @@ from ssmke.targets.caption_rows import CaptionRows
 from ssmke.targets.frozen import FrozenText, FrozenTokens
 from ssmke.targets.image_rows import ImageRows
 from ssmke.targets.verify import verify_targets
+from ssmke.training.prepare import build_module
 
 CONFIG = TargetsConfig(batch_size=4)
 AUGMENTATION = AugmentationConfig()
@@ -146,6 +147,38 @@ def test_a_cache_without_rows_is_broken_data(shards: ImageTextShards, student: S
     batches = FeatureBatches(shards, plan_of(shards, 10), Nothing(), texts)
     with pytest.raises(DataError, match=r"32 pairs in a row .*ssmke data verify"):
         batches[0]
+
+
+def test_what_leaves_no_trace_in_the_weights_is_part_of_the_identity(student: SSMKE) -> None:
+    before = FrozenText(student).describe()
+    student.text_encoder._config.num_attention_heads = 4
+    other = FrozenText(student).describe()
+    assert other["digest"] == before["digest"]
+    assert other != before
+
+
+def test_a_caption_that_the_index_promises_and_the_shard_lacks_is_listed_and_skipped(
+    shards: ImageTextShards, student: SSMKE
+) -> None:
+    index = shards.open_shard(0)
+    index.captions = index.captions.copy()
+    index.captions[0] += 1
+    rows, bad = CaptionRows(FrozenText(student), 4), {}  # type: ignore[var-annotated]
+    [(numbers, _, images)] = rows.batches(index, bad)
+    assert images == len(index)
+    missing = int(index.captions[0]) - 1
+    assert missing not in numbers
+    assert bad == {str(index.keys[0]): "not as indexed", "s1-005#1": "empty caption"}
+    with pytest.raises(BadSample):
+        rows.row(index, missing)
+
+
+def test_a_student_of_which_nothing_would_learn_is_refused() -> None:
+    frozen = ["--model.image.frozen", "--model.text.frozen", "--model.shared.kind", "none"]
+    frozen += ["--loss.distillation", "none", "--loss.bank", "none"]
+    recipe = parse_recipe(["--recipe", "scenes-tiny", *frozen], "test")
+    with pytest.raises(ConfigError, match=r"nothing that embeds .*--model\.pool cls\+mean"):
+        build_module(recipe, None, 10, torch.device("cpu"), lambda line: None)
 
 
 FROZEN = [

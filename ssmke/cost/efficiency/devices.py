@@ -47,6 +47,11 @@ class DeviceSpec:
         """Dense TFLOP/s in "fp32", "tf32", "fp16" or "bf16"; KeyError for another."""
         return {"fp32": self.fp32, "tf32": self.tf32, "fp16": self.fp16, "bf16": self.bf16}[dtype]
 
+    @property
+    def fp32_products(self) -> float | None:
+        """Dense TFLOP/s of what is not computed in half precision, target caches too: TF32 where there is such."""
+        return self.tf32 or self.fp32
+
 
 @dataclass(frozen=True)
 class Utilisation:

@@ -47,7 +47,7 @@ TRAINING = ("train", "data_wait")
 class Work:
     """What is to be done. ``pairs`` over all epochs; operations per pair on real text tokens, None if unknown.
 
-    ``cache_flops``: the teacher's pass over all images that fills a target cache before training.
+    ``cache_flops``: the passes of teacher and frozen encoders that fill their caches before training.
     """
 
     name: str
@@ -71,11 +71,13 @@ def at_peak(
             f"no {dtype} peak is published for {spec.key}: give another --dtype, or --pairs-per-second"
         )
     check_mfu(mfu.low, mfu.high)
-    flops = work.pairs * work.flops_per_pair + work.cache_flops
-    hours = mfu.invert() * (flops / (peak * 1e12) / 3600)
+    flops, slower = work.pairs * work.flops_per_pair, spec.fp32_products or peak
+    hours = mfu.invert() * ((flops / peak + work.cache_flops / slower) / 1e12 / 3600)
+    caching = f", and {work.cache_flops / 1e18:.3g} EFLOP of caches, in fp32, on {slower:g}"
     reasons = [
         *work.reasons,
-        f"{flops / 1e18:.3g} EFLOP on a dense {dtype} peak of {peak:g} TFLOP/s ({spec.source})",
+        f"{flops / 1e18:.3g} EFLOP on a dense {dtype} peak of {peak:g} TFLOP/s"
+        f"{caching if work.cache_flops else ''} ({spec.source})",
         f"utilisation assumed: {mfu.low:g} to {mfu.high:g}, most likely {mfu.point:.2g}"
         + (f"; {MFU_WHY}" if mfu == MFU else ""),
         "set-up, evaluations, checkpoints and waiting for data are not in it: only a measured run (--like) knows them",

@@ -33,7 +33,7 @@ def measured(folder: Path, device: Device = A100, flops: float | None = 10e9) ->
 
 
 def test_operations_over_the_peak() -> None:
-    work = Work("w", pairs=1000, flops_per_pair=989e12 * 3.6, cache_flops=989e12 * 3600)
+    work = Work("w", pairs=1000, flops_per_pair=989e12 * 3.6, cache_flops=494.5e12 * 3600)
     found = at_peak(work, H100, 2, RENT, dtype="bf16", mfu=Interval(0.25, 0.5, 1.0))
     assert found.device_hours == Interval(2.0, 4.0, 8.0)
     assert found.hours == Interval(1.0, 2.0, 4.0)
