@@ -97,7 +97,11 @@ def curve(objective: SSMKEPretraining, config: ComputeConfig) -> list[float]:
     return torch.stack(values).tolist()
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize(
+    "name",
+    # Compiling takes a minute here, and the last of them is compiled, too.
+    [pytest.param(name, marks=pytest.mark.long) if name == "compiled" else name for name in FAST],
+)
 def test_one_step_gives_the_plain_losses_and_gradients(name: str, objective: SSMKEPretraining) -> None:
     (plain, expected), (fast, found) = gradients(objective, PLAIN), gradients(objective, FAST[name])
     for key, value in plain.items():
