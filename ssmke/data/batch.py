@@ -5,7 +5,8 @@ Where there are images or texts alone, the tensors of the other have no columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -44,6 +45,13 @@ class Batch:
     """Patches of each image that the student sees, int64 [B, K]; None: all."""
     labels: Tensor | None = None
     """Token ids that were masked out of `ids`, int64 [B, L], -100 elsewhere; None without masking."""
+    keys_sum: int = -1
+    """Sum of the keys' 64-bit hashes, as an int64: that of a global batch is the same however ranks share it. Taken
+    where the batch is made, which is in a data worker: 32,768 keys take 26 ms. -1: not taken yet."""
+
+    def __post_init__(self) -> None:
+        if self.keys_sum == -1:
+            self.keys_sum = _keys_sum(self.keys)
 
     @property
     def computed_tokens(self) -> int:
@@ -98,6 +106,12 @@ class Batch:
             )
             for number, start in enumerate(range(0, size * parts, size))
         ]
+
+
+def _keys_sum(keys: Iterable[str]) -> int:
+    hashes = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    total = sum(int.from_bytes(value, "big") for value in hashes) % 2**64
+    return total - 2**64 if total >= 2**63 else total
 
 
 class Batches(Protocol):

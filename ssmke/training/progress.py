@@ -6,11 +6,10 @@ steps since the last report, so that no step waits for the device.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,7 @@ class Progress:
         """One finished step, number ``step`` counted from 1."""
         self._names = list(losses)
         self._window.losses.append(torch.stack([value.float() for value in losses.values()]))
-        self._window.keys.append(keys_sum(batch.keys))
+        self._window.keys.append(batch.keys_sum)
         self._window.facts.append({"step": step, "lr": rate})
         self._window.waited += waited
         # This rank's captions stand for all: they are a random part of the batch.
@@ -163,13 +162,6 @@ class Progress:
         """Closes metrics.jsonl."""
         if self._file is not None:
             self._file.close()
-
-
-def keys_sum(keys: Iterable[str]) -> int:
-    """Sum of the keys' 64-bit hashes, as an int64: that of a batch is the same however ranks share it."""
-    hashes = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
-    total = sum(int.from_bytes(value, "big") for value in hashes) % 2**64
-    return total - 2**64 if total >= 2**63 else total
 
 
 def _short(mean: dict[str, float]) -> str:
