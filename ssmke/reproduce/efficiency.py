@@ -61,8 +61,9 @@ def own_runs(title: str, costs: Report, notes: Sequence[str]) -> Section:
     )
     columns = (Column("run", right=False), *_FACTORS, Column("R@1 i2t / t2i"), Column("on", right=False))
     said = (
-        "Pairs: seen, once for each epoch. Device-hours and dollars: with all that was redone. `ssmke-cost report` on "
-        "the same folder says where the time went, and at which price."
+        "Pairs: seen, once for each epoch. Device-hours and dollars: with all that was redone, but of this run alone: "
+        "what it begins with, another run's model or distilled halves, is on top (and such runs are not in the plot). "
+        "ssmke-cost report, on the same folder, says where the time went, and at which price."
     )
     return Section(title, Table(columns, rows), notes=(*notes, said))
 

@@ -12,6 +12,7 @@ where their intervals over images do not meet, which leaves out how far another 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def html(
         *first, last = sections_of(table, scale, found, costs)
         parts += [*map(html_section, first), html_section(last, _charts(table, scale, found))]
         if table.kind == "efficiency" and costs is not None:
-            parts.append(pareto_section(panels(costs.runs, costs.baselines)))
+            whole = [run for run in costs.runs if _begins_with_nothing(run.name)]
+            parts.append(pareto_section(panels(whole, costs.baselines)))
     body, rules = without_style_attributes("\n".join(parts))
     return html_page(f"Published tables at scale {scale}", body, STYLE.read_text(encoding="utf-8") + rules)
 
@@ -95,6 +97,12 @@ def sections_of(
             own_runs(f"{table.title}: ours", costs, (other,) if other else ()),
         ]
     return [section_of(table, scale, found)]
+
+
+def _begins_with_nothing(run: str) -> bool:
+    """Whether a run's cost is all that its model cost, pretrained encoders apart."""
+    variant = VARIANTS.get(re.sub(r"-seed\d+$", "", run))
+    return variant is None or (variant.starts_from is None and not variant.halves)
 
 
 def section_of(table: Table, scale: ScaleName, found: Mapping[str, Outcome]) -> Section:
