@@ -44,7 +44,6 @@ class FeatureBatches(Dataset[Batch]):
     """What the text encoder gives, by pair."""
     targets: ManyRows | None = None
     """Teacher targets (of the canonical view), by image."""
-    _order: tuple[int, npt.NDArray[np.int64]] | None = field(default=None, init=False, repr=False)
     at: npt.NDArray[np.int64] = field(default_factory=lambda: places(0), init=False, repr=False)
     """The image that each worker is at; nothing is worked on for long here, so it stays empty."""
 
@@ -53,10 +52,7 @@ class FeatureBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         """This rank's batch of ``step``. Raises `DataError` when too many pairs in a row have no features."""
-        epoch = self.plan.epoch(step)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, self.plan.order.epoch(epoch)
-        order, positions = self._order[1], self.plan.positions(step)
+        order, positions = self.plan.order.epoch(self.plan.epoch(step)), self.plan.positions(step)
         pairs = order[positions]
         images, texts, targets = self._rows(pairs)
         skipped: list[tuple[str, str]] = []

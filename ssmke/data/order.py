@@ -51,6 +51,7 @@ class EpochOrder:
         self.seed = seed
         self.window = window
         self._first_pairs = first_pairs
+        self._latest: tuple[int, npt.NDArray[np.int64]] | None = None
         for source in sources:
             if source.drawn < 1:
                 raise ConfigError(
@@ -69,7 +70,14 @@ class EpochOrder:
         return sum(source.drawn for source in self.sources)
 
     def epoch(self, number: int) -> npt.NDArray[np.int64]:
-        """Numbers of the pairs that epoch ``number`` shows, in order, [pairs]."""
+        """Numbers of the pairs that epoch ``number`` shows, in order, [pairs]; the latest is kept and read-only."""
+        if self._latest is None or self._latest[0] != number:
+            order = self._shuffled(number)
+            order.flags.writeable = False
+            self._latest = number, order
+        return self._latest[1]
+
+    def _shuffled(self, number: int) -> npt.NDArray[np.int64]:
         order = self._drawn(number)
         self._random(number, _PAIRS).shuffle(order)
         if not self.window:

@@ -159,7 +159,6 @@ class PairBatches(Dataset[Batch]):
     """Equal parts of the batch (micro-batches) whose captions are packed into rows, each for itself; 0: none."""
     curriculum: Curriculum | None = None
     """What is shown of an image at which step; None: all of it, at `image_size`."""
-    _order: tuple[int, npt.NDArray[np.int64]] | None = field(default=None, init=False, repr=False)
     _window: tuple[int, int] | None = field(default=None, init=False, repr=False)
     at: npt.NDArray[np.int64] = field(default_factory=lambda: places(0), init=False, repr=False)
     """The image that each worker is at; see `waiting`."""
@@ -170,9 +169,7 @@ class PairBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         """This rank's batch of ``step``. Raises `DataError` when too many samples in a row cannot be used."""
         epoch = self.plan.epoch(step)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, self.plan.order.epoch(epoch)
-        order = self._order[1]
+        order = self.plan.order.epoch(epoch)
         positions = self.plan.positions(step)
         curriculum = self.curriculum
         self._fetch_ahead(epoch, order[positions])

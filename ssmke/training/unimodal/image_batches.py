@@ -35,7 +35,6 @@ class ImageBatches(Dataset[Batch]):
     augmentation: AugmentationConfig
     at: npt.NDArray[np.int64] = field(default_factory=lambda: places(0), init=False, repr=False)
     """The image that each worker is at."""
-    _order: tuple[int, npt.NDArray[np.int64]] | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return self.plan.steps
@@ -43,9 +42,7 @@ class ImageBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         """This rank's batch of ``step``. Raises `DataError` when too many images in a row cannot be used."""
         epoch = self.plan.epoch(step)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, self.plan.order.epoch(epoch)
-        order, positions = self._order[1], self.plan.positions(step)
+        order, positions = self.plan.order.epoch(epoch), self.plan.positions(step)
         pixels = torch.empty((len(positions), 3, self.image_size, self.image_size), dtype=torch.uint8)
         worker = get_worker_info()
         place = 0 if worker is None else worker.id

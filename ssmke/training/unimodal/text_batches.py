@@ -70,7 +70,6 @@ class TextBatches(Dataset[Batch]):
     masking: Masking
     at: npt.NDArray[np.int64] = field(default_factory=lambda: places(0), init=False, repr=False)
     """The row that each worker is at."""
-    _order: tuple[int, npt.NDArray[np.int64]] | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return self.plan.steps
@@ -78,9 +77,7 @@ class TextBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         """This rank's batch of ``step``."""
         epoch = self.plan.epoch(step)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, self.plan.order.epoch(epoch)
-        rows = self._order[1][self.plan.positions(step)]
+        rows = self.plan.order.epoch(epoch)[self.plan.positions(step)]
         worker = get_worker_info()
         place = 0 if worker is None else worker.id
         self.at[place] = int(rows[0])
