@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,9 @@ _WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) (?:is killed by signal: (?P<signal>\w+)|exited)"
 )
 _SHARED = re.compile(r"shared memory|/dev/shm|/torch_\d+|Bus error", re.IGNORECASE)
+_LATE_S = 1.0
+"""A worker that dies while it hands over a batch is a broken connection first; torch's handler of SIGCHLD, which says
+that it died, raises in the main thread wherever that is, a moment later."""
 _EARLIER = "earlier checkpoints are kept: the same command with --resume auto goes on"
 
 
@@ -49,7 +53,12 @@ def clear_memory_errors(phase: str, *, micro_batch: int, config: str) -> Iterato
     except SSMKEError:
         raise
     except Exception as failure:
-        problem = explain(failure, phase, micro_batch=micro_batch, config=config)
+        try:
+            if isinstance(failure, (ConnectionError, EOFError)):
+                time.sleep(_LATE_S)
+            problem = explain(failure, phase, micro_batch=micro_batch, config=config)
+        except RuntimeError as late:
+            problem = explain(late, phase, micro_batch=micro_batch, config=config)
         if problem is None:
             raise
         raise problem from failure

@@ -67,7 +67,10 @@ def test_days_back_and_forth_change_no_duration_and_end_nothing(flags: list[str]
     assert sum(ledger.phases.values()) == ledger.end_ns - ledger.begin_ns
     kept = newest(run / "checkpoints")
     assert kept is not None
-    assert ledger.saves[-1].step == kept.progress.step
+    # A dead worker is told to the main thread wherever it is, between a checkpoint and its record, too.
+    written = sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
+    assert kept.progress.step == written[-1]
+    assert ledger.saves[-1].step in written[-2:]
 
 
 def test_names_of_runs_are_in_order_of_making_whatever_the_clock_says(

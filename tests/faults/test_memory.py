@@ -111,6 +111,28 @@ def test_a_worker_that_the_kernel_kills_is_named() -> None:
 
 
 @pytest.mark.e2e
+def test_a_worker_that_dies_while_it_hands_over_is_named() -> None:
+    """First a broken connection; what torch's handler of SIGCHLD raises comes while that is being explained."""
+
+    def late(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    def breaks() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        with (
+            pytest.raises(OutOfMemory, match=r"was killed \(Killed\)"),
+            clear_memory_errors("data_wait", micro_batch=16, config="zero2.json"),
+        ):
+            breaks()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_a_rank_without_memory_ends_all_with_its_message(flags: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     more = ["--run-dir", str(run), "--optim.batch-size", "128", "--model.shared.dim", "512"]

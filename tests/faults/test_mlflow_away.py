@@ -164,7 +164,12 @@ def outage(server: Server, folder: Path, away_s: float) -> None:
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     with (folder / "output.log").open("wb") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=folder, env={**environment, "PACE_SECONDS": str(PACE_S)}
+            command,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            # One thread: those of OpenMP wait for each other by spinning, seconds a step on a machine with other work.
+            env={**environment, "PACE_SECONDS": str(PACE_S), "OMP_NUM_THREADS": "1"},
         )
     try:
         _disturb(process, server, wire, folder / "run/metrics.jsonl", away_s)
