@@ -5,7 +5,7 @@ Captions have 13 tokens on average: padding all to 64 would spend a fifth of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,3 +26,10 @@ def tokenize(
         ids[row, : len(tokens)] = torch.tensor(tokens)
     lengths = torch.tensor([len(tokens) for tokens in encoded])
     return ids, torch.arange(longest) < lengths[:, None]
+
+
+def by_length(mask: Tensor, batch_size: int) -> Iterator[tuple[Tensor, int]]:
+    """Rows of ``mask`` [B, L] in batches of like length, shortest first, and how long the longest of each is."""
+    lengths = mask.sum(1)
+    for rows in torch.argsort(lengths, stable=True).split(batch_size):
+        yield rows, int(lengths[rows].max())

@@ -40,7 +40,7 @@ from ssmke.data.augmentation import canonical_box, render
 from ssmke.data.captions import clean_caption
 from ssmke.data.decode import EncodedImage, decode_image
 from ssmke.data.parallel import usual_workers
-from ssmke.data.tokens import tokenize
+from ssmke.data.tokens import by_length, tokenize
 from ssmke.errors import BadSample, SSMKEError
 from ssmke.evaluation.retrieval import EvaluationError
 from ssmke.models.dual_encoder import DualEncoder, ImageFeatures, Student
@@ -260,9 +260,7 @@ def _sorted_batches(
     for start in range(0, len(captions), SORTED_BATCHES * batch_size):
         run = captions[start : start + SORTED_BATCHES * batch_size]
         ids, mask = tokenize(tokenizer, run, max_tokens)  # [R, L]
-        lengths = mask.sum(1)
-        for rows in torch.argsort(lengths, stable=True).split(batch_size):
-            longest = int(lengths[rows].max())
+        for rows, longest in by_length(mask, batch_size):
             encoded = model.encode_text(ids[rows, :longest], mask[rows, :longest])
             yield start + rows, encoded.float().cpu()
 

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssmke.data.tokens import by_length
 from ssmke.errors import ConfigError, DataError
 from ssmke.models.image_encoders import ImageEncoderConfig, build_image_encoder
 from ssmke.models.pixels import normalise_pixels
@@ -227,9 +228,7 @@ class SSMKE(nn.Module):
         found = torch.empty(len(texts), self.dim, device=self.device)
         for start in range(0, len(texts), run):
             ids, mask = processor.texts(texts[start : start + run], first=start)  # [R, L]
-            lengths = mask.sum(1)
-            for rows in torch.argsort(lengths, stable=True).split(batch_size):
-                longest = int(lengths[rows].max())
+            for rows, longest in by_length(mask, batch_size):
                 found[start + rows.to(found.device)] = self._embed_ids(
                     ids[rows, :longest], mask[rows, :longest]
                 )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmke.data.captions import CLEANING
-from ssmke.data.tokens import tokenize
+from ssmke.data.tokens import by_length, tokenize
 from ssmke.models.pooling import pooled_width
 from ssmke.models.student import SSMKE
 from ssmke.models.weights import weights_digest
@@ -75,10 +75,9 @@ class FrozenText(nn.Module):
     @torch.no_grad()
     def forward(self, captions: Sequence[str], batch_size: int) -> Tensor:
         ids, mask = tokenize(self._tokenizer, captions, self.student.config.text.max_tokens)  # [B, L]
-        lengths, device = mask.sum(1), self.student.device
+        device = self.student.device
         found = torch.empty(len(captions), self.dim, device=device)
-        for rows in torch.argsort(lengths, stable=True).split(batch_size):
-            longest = int(lengths[rows].max())
+        for rows, longest in by_length(mask, batch_size):
             part = ids[rows, :longest].to(device), mask[rows, :longest].to(device)
             found[rows.to(device)] = self.student.text_tokens(*part)[:, 0].float()
         return found
